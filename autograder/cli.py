@@ -237,7 +237,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def _script(name: str | None, folder: Path, command: str) -> int:
     """Run one of a folder's scripts, or list them with the first line of their docstrings."""
-    scripts = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    scripts = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
     if name is None:
         for stem, path in scripts.items():
             first = path.read_text(encoding="utf-8").lstrip().splitlines()[0].strip("\"' ")

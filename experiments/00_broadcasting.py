@@ -5,15 +5,12 @@ Four ways to compute the same table: two Python loops, one loop over rows, broad
 minute or so. Only ratios are worth comparing between machines; run it while nothing else computes.
 """
 
-import datetime
-import json
-import os
 import random
 import time
-from pathlib import Path
 
 import torch
 
+from experiments._record import record
 from solutions.start import pairwise_distance
 
 SIZES = [4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]
@@ -78,18 +75,12 @@ def main():
                 times[name].append(seconds(ways[name], a, b, counts[name]))
         rows += [{"size": size, "way": name, "seconds": found} for name, found in times.items()]
         print(f"{size:5} points: done")
-    record = {
-        "script": "experiments/00_broadcasting.py",
-        "seeds": [SEED],
-        "versions": {"torch": torch.__version__.split("+")[0]},
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {"width": WIDTH, "rounds": ROUNDS, "threads": 1, "dtype": "float32"},
-        "results": rows,
-    }
-    path = Path(__file__).parent / "results" / "00_broadcasting.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+    record(
+        __file__,
+        seeds=[SEED],
+        settings={"width": WIDTH, "rounds": ROUNDS, "threads": 1, "dtype": "float32"},
+        results=rows,
+    )
 
 
 if __name__ == "__main__":

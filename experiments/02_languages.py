@@ -5,16 +5,11 @@ controlled form: English in disguise, each letter replaced by one of another alp
 the writing differs; tokenizers trained on mixtures of both. A minute.
 """
 
-import datetime
-import json
-import os
 import pydoc_data.topics
 import random
 import string
-import sys
-from importlib.metadata import version
-from pathlib import Path
 
+from experiments._record import record
 from solutions.tokens import BPETokenizer, english_text
 
 SEEDS = list(range(5))
@@ -172,24 +167,16 @@ def main():
     for seed in SEEDS:
         rows += disguised(seed)
         print(f"seed {seed}: done")
-    record = {
-        "script": "experiments/02_languages.py",
-        "seeds": SEEDS,
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "regex": version("regex"),
-        },
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {
+    record(
+        __file__,
+        seeds=SEEDS,
+        packages=("regex",),
+        settings={
             "vocab_size": SIZE, "text": "pydoc_data.topics", "shares": SHARES,
             "sentences": SENTENCES, "example": "the parrot".translate(DISGUISE),
         },
-        "results": {"languages": found, "disguise": rows},
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / "02_languages.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+        results={"languages": found, "disguise": rows},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ the bytes, and as it comes. Ids are compared with tiktoken, given our ranks, on 
 on random text; the cutting into chunks, on every character there is. Two minutes.
 """
 
-import datetime
 import json
-import os
 import random
-import sys
 import unicodedata
-from importlib.metadata import version
-from pathlib import Path
 
 import tiktoken
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from experiments._record import record
 from solutions.tokens import (
     GPT2_PATTERN,
     BPETokenizer,
@@ -138,22 +134,14 @@ def main():
     print("ids:", results["ids"])
     results["chunks"] = compare_chunks()
     print("chunks:", results["chunks"])
-    record = {
-        "script": "experiments/02_parity.py",
-        "seeds": SEEDS,
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "unicode of this Python": unicodedata.unidata_version,
-            **{name: version(name) for name in ("regex", "tokenizers", "tiktoken")},
-        },
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {"vocab_size": SIZE, "random texts a seed": TEXTS, "text": "pydoc_data.topics"},
-        "results": results,
-    }
-    path = Path(__file__).parent / "results" / "02_parity.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+    record(
+        __file__,
+        seeds=SEEDS,
+        packages=("regex", "tokenizers", "tiktoken"),
+        versions={"unicode of this Python": unicodedata.unidata_version},
+        settings={"vocab_size": SIZE, "random texts a seed": TEXTS, "text": "pydoc_data.topics"},
+        results=results,
+    )
 
 
 if __name__ == "__main__":

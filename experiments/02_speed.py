@@ -8,19 +8,15 @@ import os
 os.environ["RAYON_NUM_THREADS"] = "1"  # before `tokenizers` is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import datetime
-import json
 import random
 import statistics
-import sys
 import time
 from collections import Counter
-from importlib.metadata import version
-from pathlib import Path
 
 import tiktoken
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from experiments._record import record
 from solutions.tokens import (
     GPT2_PATTERN,
     BPETokenizer,
@@ -102,27 +98,20 @@ def main():
             }
         )
     chunks = pretokenize(text)
-    record = {
-        "script": "experiments/02_speed.py",
-        "seeds": [SEED],
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{name: version(name) for name in ("regex", "tokenizers", "tiktoken")},
-        },
-        "machine": {"cores": os.cpu_count(), "threads": 1},
-        "date": datetime.date.today().isoformat(),
-        "settings": {
+    record(
+        __file__,
+        seeds=[SEED],
+        packages=("regex", "tokenizers", "tiktoken"),
+        machine={"threads": 1},
+        settings={
             "vocab_size": SIZE, "repeats": REPEATS, "recounts": RECOUNTS,
             "bytes": len(text.encode()), "characters": len(text), "chunks": len(chunks),
             "different chunks": len(set(chunks)),
             "longest chunk": max(len(c.encode()) for c in chunks),
             "merges": len(vocabulary(train_bpe(text, SIZE))) - 256,
         },
-        "results": {"seconds": times, "long chunks": long_chunks},
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / "02_speed.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+        results={"seconds": times, "long chunks": long_chunks},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

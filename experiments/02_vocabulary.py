@@ -4,15 +4,10 @@ Byte-level BPE on four fifths of the topics of Python's own reference, tried on 
 smaller vocabulary is the beginning of a larger one, so one training gives all. About a minute.
 """
 
-import datetime
-import json
-import os
 import pydoc_data.topics
 import random
-import sys
-from importlib.metadata import version
-from pathlib import Path
 
+from experiments._record import record
 from solutions.tokens import encode, pretokenize, train_bpe, vocabulary
 
 SEEDS = list(range(5))
@@ -45,23 +40,15 @@ def main():
                 row[f"{name}_whole"] = sum(w.encode() in ranks for w in words) / len(words)
             rows.append(row)
         print(f"seed {seed}: done")
-    record = {
-        "script": "experiments/02_vocabulary.py",
-        "seeds": SEEDS,
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "regex": version("regex"),
-        },
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {
+    record(
+        __file__,
+        seeds=SEEDS,
+        packages=("regex",),
+        settings={
             "sizes": SIZES, "d_model": D_MODEL, "text": "pydoc_data.topics", "unseen": "1/5",
         },
-        "results": rows,
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / "02_vocabulary.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+        results=rows,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

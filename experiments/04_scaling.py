@@ -4,13 +4,10 @@ Queries and keys are standard normal, as in the argument of Vaswani et al. 2017 
 many widths d. A second part looks at a real layer, as torch initialises it. About a minute.
 """
 
-import datetime
-import json
-import os
-from pathlib import Path
 
 import torch
 
+from experiments._record import record
 from solutions.self_attention import SelfAttention, attention_entropy, softmax
 
 SEEDS = list(range(10))
@@ -79,21 +76,15 @@ def main():
                 rows.append({"width": d, "scale": name, "seed": seed, **found})
         layer += [{"width": d, "seed": s, "variance": layer_variance(d, s)} for s in SEEDS]
         print(f"width {d:4}: done")
-    record = {
-        "script": "experiments/04_scaling.py",
-        "seeds": SEEDS,
-        "versions": {"torch": torch.__version__.split("+")[0]},
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {
+    record(
+        __file__,
+        seeds=SEEDS,
+        settings={
             "widths": WIDTHS, "keys": KEYS, "queries": QUERIES, "batch": BATCH,
             "d_model": D_MODEL, "dtype": "float64 (the layer: float32)",
         },
-        "results": {"fresh": rows, "layer": layer},
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / "04_scaling.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+        results={"fresh": rows, "layer": layer},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ with the same scores. Each is trained at several learning rates, so that none su
 that only suits another. About twenty minutes on one core.
 """
 
-import datetime
-import json
-import os
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments._record import record
 from solutions.self_attention import SelfAttention, attention_entropy, softmax
 
 KINDS = [  # nouns, and what may be said of them
@@ -108,22 +105,16 @@ def main():
                     found = train(d, way, rate, seed, data, tests)
                     rows.append({"width": d, "way": way, "rate": rate, "seed": seed, **found})
                 print(f"width {d:3}, {way}, rate {rate}: loss {found['loss']:.3f}")
-    record = {
-        "script": "experiments/04_training.py",
-        "seeds": SEEDS,
-        "versions": {"torch": torch.__version__.split("+")[0]},
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {
+    record(
+        __file__,
+        seeds=SEEDS,
+        settings={
             "widths": WIDTHS,
             "ways": WAYS, "rates": RATES, "steps": STEPS, "batch": BATCH, "d_model": D_MODEL,
             "riddles": RIDDLES, "tests": TESTS, "optimizer": "Adam",
         },
-        "results": rows,
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / "04_training.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+        results=rows,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ mask, with one that reaches a single position too far, and with none. Each seed 
 model and the data. Under three minutes on one core.
 """
 
-import datetime
-import json
-import os
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments._record import record
 from solutions.masking import causal_mask, masked_attention, teacher_forcing
 
 SEEDS = list(range(5))
@@ -157,23 +154,17 @@ def main():
                 f"seed {seed}, mask {name:11}: loss {whole:.3f} reading all, {prefix:.3f} reading "
                 f"what is written; {found['allowed']:.1%} of its letters are allowed"
             )
-    record = {
-        "script": "experiments/05_no_mask.py",
-        "seeds": SEEDS,
-        "versions": {"torch": torch.__version__.split("+")[0]},
-        "machine": {"cores": os.cpu_count()},
-        "date": datetime.date.today().isoformat(),
-        "settings": {
+    record(
+        __file__,
+        seeds=SEEDS,
+        settings={
             "letters": LETTERS, "length": LENGTH, "width": WIDTH, "steps": STEPS, "batch": BATCH,
             "rate": RATE, "warmup": WARMUP, "tests": TESTS, "optimizer": "AdamW",
             "probabilities": [round(p, 3) for p in PROBABILITIES.tolist()],
             "entropy": -(PROBABILITIES.double() * PROBABILITIES.double().log()).sum().item(),
         },
-        "results": results,
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / "05_no_mask.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path.name}")
+        results=results,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
