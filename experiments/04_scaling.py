@@ -4,7 +4,6 @@ Queries and keys are standard normal, as in the argument of Vaswani et al. 2017 
 many widths d. A second part looks at a real layer, as torch initialises it. About a minute.
 """
 
-
 import torch
 
 from experiments._record import record

@@ -7,7 +7,6 @@ with the same scores. Each is trained at several learning rates, so that none su
 that only suits another. About twenty minutes on one core.
 """
 
-
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -7,7 +7,6 @@ mask, with one that reaches a single position too far, and with none. Each seed 
 model and the data. Under three minutes on one core.
 """
 
-
 import torch
 from torch import nn
 from torch.nn import functional as F
