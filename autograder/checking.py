@@ -690,6 +690,7 @@ class Exercise:
         seed: int | None = None,
         graded: bool = False,
         source: str | None = None,
+        others: Sequence[str] = (),
     ) -> Result:
         """Test a subject and explain the outcome.
 
@@ -698,11 +699,16 @@ class Exercise:
             seed: of the inputs; None for the public ones.
             graded: run the further cases of a graded run as well.
             source: the text of the learner's cell, for what is forbidden.
+            others: the texts of their other cells, where what they call may come from.
         """
         result = Result(self.name, self.number, self.points, 0, "failed")
-        uses = syntax.forbidden_uses(source or "", self.forbidden, f"solutions.{self.chapter.name}")
-        if uses:
-            result.status, result.message = "refused", self._refusal(uses)
+        ruled_out = (self.forbidden, f"solutions.{self.chapter.name}")
+        uses = syntax.forbidden_uses(source or "", *ruled_out)
+        behind = (
+            syntax.uses_behind(self.name, [source or "", *others], *ruled_out) if others else []
+        )
+        if uses or behind:
+            result.status, result.message = "refused", self._refusal(uses, behind)
             return result
         runs = [self._run(group, subject, seed, graded) for group in self.groups]
         result.printed = subject.printed
@@ -770,9 +776,10 @@ class Exercise:
                 if best.name != self.mend:  # the bug that was handed out is for them to find
                     result.groups[i].diagnosis = best.sentence
 
-    def _refusal(self, uses: list[syntax.Use]) -> str:
-        found = "; ".join(f"`{use.name}` in line {use.line}" for use in uses)
-        return f"Your cell uses what this exercise rules out: {found}. Write it yourself."
+    def _refusal(self, uses: list[syntax.Use], behind: list[syntax.Use]) -> str:
+        where = "Your cell uses" if uses else "A cell of yours that it builds on uses"
+        found = "; ".join(f"`{use.name}` in line {use.line}" for use in uses or behind)
+        return f"{where} what this exercise rules out: {found}. Write it yourself."
 
     def _still_to_do(self, stub: Failure) -> str:
         text = next((text for label, text in stub.details if label == "message"), "")
@@ -813,6 +820,10 @@ class Chapter:
         self.slug, self.title = slug, title
         self.number, _, self.name = slug.partition("_")
         self.exercises: dict[str, Exercise] = {}
+
+    def __reduce__(self) -> tuple:
+        # In another process it is the chapter that is installed there.
+        return find_chapter, (self.slug,)
 
     @property
     def points(self) -> int:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from traitlets.config import Config
+from traitlets.config import Config, PyFileConfigLoader
 
 from autograder import building
 from autograder.checking import Chapter
+
+PRIVATE = ".nbgrader"  # folder of what the course makes for nbgrader, and of its own records
 
 
 class NbgraderError(Exception):
@@ -31,23 +33,30 @@ class Classroom:
             graded) is in its `.nbgrader/`.
         submitted: name of the folder of submissions, `<submitted>/<student>/<assignment>/`.
         db: the gradebook's address; a SQLite file in the folder by default.
+        sandbox: whether submissions run in the sandbox.
     """
 
     folder: Path
     submitted: str = "submitted"
     db: str = ""
+    sandbox: bool = True
 
     def __post_init__(self):
         self.folder = Path(self.folder).resolve()
         self.db = self.db or f"sqlite:///{self.folder / 'gradebook.db'}"
 
+    @property
+    def shown_db(self) -> str:
+        """The gradebook's address, without a password."""
+        return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:…@", self.db)
+
     def source(self, chapter: Chapter) -> Path:
         """nbgrader's source version of a chapter's notebook, solutions and all."""
-        return self.folder / ".nbgrader" / "source" / chapter.slug / f"{chapter.name}.ipynb"
+        return self.folder / PRIVATE / "source" / chapter.slug / f"{chapter.name}.ipynb"
 
     def released(self, chapter: Chapter) -> Path:
         """nbgrader's release version."""
-        return self.folder / ".nbgrader" / "release" / chapter.slug / f"{chapter.name}.ipynb"
+        return self.folder / PRIVATE / "release" / chapter.slug / f"{chapter.name}.ipynb"
 
     def collected(self, chapter: Chapter, student: str) -> Path:
         """A submission as nbgrader gets it: the released notebook with the student's code."""
@@ -63,15 +72,15 @@ class Classroom:
 
     @property
     def _collected(self) -> Path:
-        return self.folder / ".nbgrader" / "collected"
+        return self.folder / PRIVATE / "collected"
 
     def config(self) -> Config:
         """nbgrader's configuration for this class."""
         c = Config()
         c.CourseDirectory.course_id = "attention-to-detail"
         c.CourseDirectory.root = str(self.folder)
-        c.CourseDirectory.source_directory = str(self.folder / ".nbgrader" / "source")
-        c.CourseDirectory.release_directory = str(self.folder / ".nbgrader" / "release")
+        c.CourseDirectory.source_directory = str(self.folder / PRIVATE / "source")
+        c.CourseDirectory.release_directory = str(self.folder / PRIVATE / "release")
         c.CourseDirectory.submitted_directory = str(self._collected)
         c.CourseDirectory.db_url = self.db
         c.ClearSolutions.code_stub = {"python": building.PLACEHOLDER}
@@ -87,13 +96,13 @@ class Classroom:
             "nbgrader.preprocessors.CheckCellMetadata",
         ]
         c.Autograde.autograde_preprocessors = [
-            "autograder.executing.SeededExecute",
+            "autograder.executing.GradedExecute",
             "nbgrader.preprocessors.LimitOutput",
             "nbgrader.preprocessors.SaveAutoGrades",
             "nbgrader.preprocessors.AssignLatePenalties",
             "nbgrader.preprocessors.CheckCellMetadata",
         ]
-        c.Execute.timeout = 60  # seconds a cell; a whole notebook takes less
+        c.GradedExecute.sandbox = self.sandbox
         templates = Path(__file__).parent / "templates"
         c.HTMLExporter.filters = {"markdown2html": "autograder.feedback.markdown"}
         # What is set for the exporter alone is for formgrader's pages, whose template it extends.
@@ -104,6 +113,22 @@ class Classroom:
         c.GenerateFeedback.HTMLExporter.extra_template_basedirs = [str(templates)]
         c.FormgradeExtension.debug = False
         return c
+
+    def full_config(self) -> Config:
+        """The same with what the class's own `nbgrader_config.py` says: its late days, say.
+
+        Raises:
+            NbgraderError: that file does not run.
+        """
+        path = self.folder / "nbgrader_config.py"
+        config = self.config()
+        if path.exists():
+            try:
+                config.merge(PyFileConfigLoader(path.name, str(path.parent)).load_config())
+            except Exception as error:  # whatever an instructor's file may raise
+                raise NbgraderError(f"{path}: {type(error).__name__}: {error}") from None
+            config.CourseDirectory.db_url = self.db
+        return config
 
     def add(self, root: Path, chapter: Chapter) -> Path:
         """Make a chapter known to nbgrader: its source, its release, its place in the gradebook.

@@ -47,6 +47,8 @@ def expected_errors() -> tuple[type[Exception], ...]:
         ("autograder.classroom", "NbgraderError"),
         ("autograder.book", "BookError"),
         ("autograder.grading", "GradingError"),
+        ("autograder.engine", "EngineError"),
+        ("autograder.recording", "RecordingError"),
         ("autograder.learning", "LearnError"),
         ("autograder.assembling", "AssembleError"),
     ]:
@@ -88,6 +90,29 @@ def parser() -> argparse.ArgumentParser:
         help="grade a class: DIR/<student>/<assignment>/<notebook>.ipynb",
     )
     sub.add_argument("--force", action="store_true", help="grade unchanged submissions again, too")
+    many = sub.add_argument_group("with --submitted")
+    many.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that grade (default: one for each core)",
+    )
+    many.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="grade on the workers of a running dask cluster, such as tcp://10.0.0.5:8786",
+    )
+    many.add_argument(
+        "--db",
+        metavar="URL",
+        help="the gradebook (default: gradebook.db beside DIR); postgresql://user@host/name",
+    )
+    many.add_argument(
+        "--unsafe-no-sandbox",
+        action="store_true",
+        help="run submissions with your rights: they can read your files and other submissions, "
+        "give themselves points, and harm this machine",
+    )
 
     command("progress", progress, "show what is done, what is next and how long it takes")
 
@@ -169,11 +194,31 @@ def grade(args: argparse.Namespace) -> int:
     from autograder import grading
 
     chapters = chosen(args.chapters)
-    if args.submitted:
-        grading.grade_class(ROOT, args.submitted, chapters=chapters, force=args.force)
-    else:
+    if not args.submitted:
+        if args.workers or args.scheduler or args.db or args.unsafe_no_sandbox:
+            raise CommandError("that option is for a class's submissions: add --submitted DIR")
         grading.grade_own(ROOT, chapters=chapters)
-    return 0
+        return 0
+    if args.workers is not None and args.workers < 1:
+        raise CommandError(f"--workers is a number from 1 on, not {args.workers}")
+    if args.workers and args.scheduler:
+        raise CommandError("--workers or --scheduler, not both: a cluster has its own workers")
+    if args.unsafe_no_sandbox:
+        console.print(
+            "[yellow]No sandbox:[/] submissions run with your rights. "
+            "Only for people whom you trust."
+        )
+    graded = grading.grade_class(
+        ROOT,
+        args.submitted,
+        chapters=chapters,
+        force=args.force,
+        workers=args.workers or os.cpu_count() or 1,
+        scheduler=args.scheduler or "",
+        db=args.db or "",
+        sandbox=not args.unsafe_no_sandbox,
+    )
+    return int(any(one.fault for one in graded))
 
 
 def progress(args: argparse.Namespace) -> int:

@@ -1,99 +1,66 @@
-"""How one submission is run: nbgrader's own execution, with a seed and without its blind spots.
-
-This is the part that a hardened engine replaces; nothing else knows how cells are run.
-"""
+"""How a notebook's cells become outputs that nbgrader turns into points."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import os
-import secrets
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
-from nbgrader.preprocessors import Execute
+from nbgrader.preprocessors import Execute, NbGraderPreprocessor
 from nbgrader.utils import is_grade
-from traitlets import Integer
+from traitlets import Bool, Integer
 
-from autograder.checking import MEDIA_TYPE, SEED_VARIABLE
+from autograder.checking import MEDIA_TYPE, SEED_VARIABLE, Result, find_chapter
+from autograder.subjects import LearnerError
 
-PRIVATE = ".nbgrader"
-
-
-def secret(folder: Path) -> bytes:
-    """A class's secret, made at first use and readable by its owner alone."""
-    path = folder / PRIVATE / "secret"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-    except FileExistsError:
-        pass
-    return bytes.fromhex(path.read_text())
+# ------------------------------------------------------------------- outputs, written here
 
 
-def seed(folder: Path, assignment: str, student: str, attempt: int) -> str:
-    """Hexadecimal digits that nobody without the class's secret can foresee."""
-    text = json.dumps([assignment, student, attempt])
-    return hmac.new(secret(folder), text.encode(), hashlib.sha256).hexdigest()[:32]
+def check_output(result: Result, count: int | None = None) -> NotebookNode:
+    """What a check says, as the result of its cell."""
+    return new_output("execute_result", data=result._repr_mimebundle_(), execution_count=count)
 
 
-def record_path(folder: Path, assignment: str, student: str) -> Path:
-    """Where it is kept what is known about a submission's grading."""
-    return folder / PRIVATE / "records" / assignment / f"{student}.json"
+def outputs_of(printed: str, error: LearnerError | None) -> list[NotebookNode]:
+    """What a learner's cell printed and raised: text, and nothing that a browser would run."""
+    outputs = [new_output("stream", name="stdout", text=printed)] if printed else []
+    if error is not None:
+        where = [f"line {error.line}: {error.code}"] if error.line else []
+        said = f"{error.kind}: {error.message}" if error.message else error.kind
+        outputs.append(
+            new_output("error", ename=error.kind, evalue=error.message, traceback=[*where, said])
+        )
+    return outputs
 
 
-def read_record(folder: Path, assignment: str, student: str) -> dict:
-    """The record of a submission, with its number of attempts so far."""
-    try:
-        return json.loads(record_path(folder, assignment, student).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"attempt": 0}
+# ----------------------------------------------------------------------------- in a kernel
 
 
-def write_record(folder: Path, assignment: str, student: str, record: dict) -> None:
-    """Keep a record; a reader sees the old one or the new one, never half of it."""
-    path = record_path(folder, assignment, student)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    draft.replace(path)
+DEADLINE = 180  # seconds that a whole notebook may run
 
 
 class Late(Exception):
     """The notebook has run for longer than it may."""
 
 
-class SeededExecute(Execute):
-    """nbgrader's Execute. A check that does not report earns nothing, whatever else it prints."""
+class KernelExecute(Execute):
+    """nbgrader's Execute, with a seed, and a deadline for the whole.
 
-    deadline = Integer(180, help="Seconds that a whole notebook may run.").tag(config=True)
+    What is run this way has the rights of whoever grades: a learner's own work, and that of
+    people who are trusted.
+    """
+
+    timeout = Integer(60, help="Seconds that a cell may run.").tag(config=True)
+    seed = ""
 
     def preprocess(self, nb: NotebookNode, resources: dict, km=None) -> tuple:
-        ids = resources["nbgrader"]
-        folder = Path(self.parent.parent.coursedir.root)
-        attempt = read_record(folder, ids["assignment"], ids["student"])["attempt"]
-        self._seed = seed(folder, ids["assignment"], ids["student"], attempt)
-        self._end = time.monotonic() + self.deadline
-        stopped = ""
-        try:
-            nb, resources = super().preprocess(nb, resources, km)
-        except Exception as error:  # what ran before still counts
-            late = isinstance(error, Late)
-            why = f"it ran for more than {self.deadline} s" if late else "its kernel died"
-            stopped = f"The notebook was stopped before this check: {why}"
-            nb.metadata.setdefault("grading", {}).setdefault("odd", []).append(
-                f"the notebook was stopped, for {why}; what comes after has no points"
-            )
-        for cell in nb.cells:
-            if is_grade(cell):
-                cell.outputs = _report_first(cell.outputs, stopped)
-        return nb, resources
+        self._end = time.monotonic() + DEADLINE
+        return super().preprocess(nb, resources, km)
 
     def preprocess_cell(self, cell: NotebookNode, resources: dict, index: int) -> tuple:
         if time.monotonic() > self._end:
@@ -103,12 +70,38 @@ class SeededExecute(Execute):
     def start_new_kernel(self, **kwargs) -> None:
         environment = {
             **os.environ,
-            SEED_VARIABLE: self._seed,
+            SEED_VARIABLE: self.seed,
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         super().start_new_kernel(env=environment, **quiet, **kwargs)
+
+
+def in_kernel(notebook: NotebookNode, seed: str) -> list[str]:
+    """Run a notebook in a kernel, in an empty folder; its outputs come into its cells.
+
+    Args:
+        notebook: grafted onto the release. What it says of nbgrader is believed.
+        seed: of the graded run's inputs.
+
+    Returns:
+        What was odd.
+    """
+    execute, odd, stopped = KernelExecute(), [], ""
+    execute.seed = seed
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            execute.preprocess(notebook, {"metadata": {"path": folder}})
+    except Exception as error:  # what ran before still counts
+        late = isinstance(error, Late)
+        why = f"it ran for more than {DEADLINE} s" if late else "its kernel died"
+        stopped = f"The notebook was stopped before this check: {why}"
+        odd.append(f"the notebook was stopped, for {why}; what comes after has no points")
+    for cell in notebook.cells:
+        if is_grade(cell):
+            cell.outputs = _report_first(cell.outputs, stopped)
+    return odd
 
 
 def _report_first(outputs: list, stopped: str) -> list:
@@ -121,3 +114,39 @@ def _report_first(outputs: list, stopped: str) -> list:
         return [o for o in outputs if o.output_type != "execute_result"]
     message = stopped or "The check gave no result"
     return [new_output("error", ename="NotGraded", evalue=message, traceback=[message])]
+
+
+# --------------------------------------------------------------- in place of nbgrader's own
+
+
+class GradedExecute(NbGraderPreprocessor):
+    """Stands where nbgrader's Execute stands, so that its own commands grade as ours do.
+
+    `course.py grade` collects submissions into the folder that nbgrader reads; from there
+    `nbgrader autograde` and formgrader's button run them, one at a time, through this.
+    """
+
+    sandbox = Bool(True, help="Run submissions in the sandbox.").tag(config=True)
+
+    def preprocess(self, nb: NotebookNode, resources: dict) -> tuple:
+        from autograder.engine import Engine, Task
+        from autograder.recording import seed
+
+        directory, ids = self.parent.parent.coursedir, resources["nbgrader"]
+        chapter, about = find_chapter(ids["assignment"]), nb.metadata.get("grading", {})
+        root = Path(directory.root)
+        released = Path(directory.release_directory) / chapter.slug / f"{chapter.name}.ipynb"
+        task = Task(
+            chapter,
+            ids["student"],
+            nbformat.writes(nb).encode(),
+            released.read_text(encoding="utf-8"),
+            seed(root, chapter.slug, ids["student"], about.get("digest", "")),
+            tuple(about.get("odd", ())),
+            dict(about),
+        )
+        with Engine(self.sandbox, hidden=[root]) as engine:
+            outcome = engine.grade(task)
+        if outcome.fault:
+            raise RuntimeError(f"the grader itself failed: {outcome.fault}")
+        return outcome.notebook, resources

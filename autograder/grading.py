@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-import csv
+import copy
 import datetime
 import hashlib
 import json
+import os
 import re
 import shutil
+import stat
 import statistics
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
 from nbgrader.api import Gradebook
-from nbgrader.plugins import CsvExportPlugin
 from nbgrader.utils import is_grade, parse_utc
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from sqlalchemy.exc import SQLAlchemyError
 
-from autograder import building, executing, grafting, running
+from autograder import building, dispatch, grafting, recording, running
 from autograder.building import notebook_path
 from autograder.checking import Chapter, Result
 from autograder.checking import chapters as every_chapter
-from autograder.classroom import Classroom, NbgraderError, api, reason, require
+from autograder.classroom import Classroom, NbgraderError
+from autograder.dispatch import Done
+from autograder.engine import Engine, Outcome, Task
 
 ME = "me"
-COURSE = "attention-to-detail"
 LAYOUT = "<student>/<assignment>/<notebook>.ipynb, such as "
 CONFIG = """\
 # Written once by `course.py grade --submitted`; yours to extend.
 # It makes `nbgrader export` and nbgrader's other commands work in this folder.
+import os
 from pathlib import Path
 
 from autograder.classroom import Classroom
 
 c = get_config()  # noqa: F821
-c.merge(Classroom(Path(__file__).parent, submitted="{submitted}").config())
+# A gradebook on a server: the address that was given as --db, in the environment.
+db = os.environ.get("COURSE_DB", "")
+c.merge(Classroom(Path(__file__).parent, submitted="{submitted}", db=db).config())
 """
 
 
@@ -60,7 +63,8 @@ class Graded:
         score: points, with any that an instructor gave by hand.
         odd: sentences on what was wrong with the submission.
         feedback: the page for the student.
-        seconds: how long it took.
+        seconds: how long each phase of the run took.
+        fault: what went wrong on the grader's side, if it did; then nothing was recorded.
     """
 
     chapter: Chapter
@@ -69,162 +73,52 @@ class Graded:
     score: float = 0.0
     odd: list[str] = field(default_factory=list)
     feedback: Path | None = None
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    fault: str = ""
 
 
-# ----------------------------------------------------------------------- one submission
+# ------------------------------------------------------------------------- submissions
 
 
-@contextlib.contextmanager
-def _without_warnings():
-    """nbgrader's and nbformat's are not for the person who grades."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@_without_warnings()
-def grade_submission(
-    nbgrader, classroom: Classroom, chapter: Chapter, student: str, file: Path | None, **more
-) -> Graded:
-    """Grade one submission: collect it, run it, record its points, write its feedback.
-
-    The chapter must have been added to the classroom. Never raises for what is in the submission.
+@dataclass
+class Found:
+    """A submission.
 
     Args:
-        nbgrader: the API object of `classroom.api`.
-        classroom: where.
-        chapter: which assignment.
-        student: whose.
-        file: the submitted notebook; None if there is none.
-        more: `timestamp` of the submission as text, and what is `odd` about it so far.
+        file: the notebook; None if there is none.
+        timestamp: of the handing in, as text; empty if there is none.
+        odd: what is wrong with its folder.
     """
-    began = time.monotonic()
-    graded = Graded(chapter, student)
-    record = executing.read_record(classroom.folder, chapter.slug, student)
-    record = {"attempt": record["attempt"] + 1}
-    executing.write_record(classroom.folder, chapter.slug, student, record)
-    graded.odd = _collect(classroom, chapter, student, file, **more)
-    _forget_marks(classroom, chapter, student)
-    page = classroom.feedback(chapter, student)
-    page.unlink(missing_ok=True)
-    run = _finished(nbgrader.autograde(chapter.slug, student))
-    if run["success"]:
-        require(_finished(nbgrader.generate_feedback(chapter.slug, student)))
-        notebook = nbformat.read(classroom.autograded(chapter, student), as_version=4)
-        graded.odd = notebook.metadata.grading.odd
-        graded.results = _results(notebook, chapter)
-        graded.feedback = page
-    else:
-        graded.odd.append(f"it could not be run ({reason(run)})")
-    with _gradebook(classroom) as book:
-        graded.score = book.find_submission(chapter.slug, student).score
-    graded.seconds = time.monotonic() - began
-    record |= {"digest": _digest(classroom, chapter, file, **more), "odd": graded.odd}
-    executing.write_record(classroom.folder, chapter.slug, student, record)
-    return graded
 
+    student: str
+    chapter: Chapter
+    file: Path | None
+    timestamp: str = ""
+    odd: list[str] = field(default_factory=list)
 
-def _collect(
-    classroom: Classroom,
-    chapter: Chapter,
-    student: str,
-    file: Path | None,
-    timestamp: str = "",
-    odd: Sequence[str] = (),
-) -> list[str]:
-    """Put the learner's code into the released notebook, for nbgrader to find."""
-    released = nbformat.read(classroom.released(chapter), as_version=4)
-    graft = grafting.graft(_bytes(file), released)
-    notebook, odd = graft.notebook, [*odd, *graft.oddities]
-    notebook.metadata["grading"] = {
-        "title": f"{chapter.number} · {chapter.title}",
-        "student": "" if student == ME else student,
-        "date": datetime.date.today().isoformat(),
-        "odd": odd,
-        "exercises": {
-            f"check-{e.name}": f"{e.number} {e.name}" for e in chapter.exercises.values()
-        },
-    }
-    path = classroom.collected(chapter, student)
-    shutil.rmtree(path.parent, ignore_errors=True)
-    path.parent.mkdir(parents=True)
-    nbformat.write(notebook, path)
-    if timestamp:
-        (path.parent / "timestamp.txt").write_text(timestamp)
-    return odd
-
-
-def _bytes(file: Path | None) -> bytes | None:
-    """A submitted file, up to the size from which on it is refused; None for what is no file."""
-    # A link could lead to another student's work, or to the grader's own files.
-    if file is None or file.is_symlink() or not file.is_file():
-        return None
-    with file.open("rb") as opened:
-        return opened.read(grafting.MAX_BYTES + 1)
-
-
-def _forget_marks(classroom: Classroom, chapter: Chapter, student: str) -> None:
-    """No points until a check gives them, so that no earlier run's can be left over."""
-    with _gradebook(classroom) as book:
-        book.update_or_create_student(student)
-        submission = book.update_or_create_submission(chapter.slug, student, timestamp=None)
-        for notebook in submission.notebooks:
-            for grade in notebook.grades:
-                grade.auto_score, grade.needs_manual_grade = 0.0, False
-        book.db.commit()
-
-
-def _finished(outcome: dict) -> dict:
-    """An outcome of nbgrader's, which keeps Ctrl-C to itself."""
-    if "KeyboardInterrupt" in outcome.get("error", ""):
-        raise KeyboardInterrupt
-    return outcome
-
-
-def _results(notebook, chapter: Chapter) -> dict[str, Result | None]:
-    checks = nbformat.v4.new_notebook(cells=[c for c in notebook.cells if is_grade(c)])
-    return running.results(checks, chapter)
-
-
-def _digest(
-    classroom: Classroom,
-    chapter: Chapter,
-    file: Path | None,
-    timestamp: str = "",
-    odd: Sequence[str] = (),
-) -> str:
-    """What a submission's grade depends on, apart from the code of the course."""
-    digest = hashlib.sha256(classroom.released(chapter).read_bytes())
-    digest.update(repr((timestamp, list(odd))).encode())
-    digest.update(_bytes(file) or b"")
-    return digest.hexdigest()
-
-
-# ----------------------------------------------------------------------------- gradebook
-
-
-def _gradebook(classroom: Classroom) -> Gradebook:
-    """The gradebook, open.
-
-    Raises:
-        GradingError: the file is none, or one of another nbgrader.
-    """
-    classroom.folder.mkdir(exist_ok=True)
-    with api(classroom.config()):  # puts alembic where a new gradebook's making looks for it
+    def data(self) -> bytes | None:
+        """The file, up to the size from which on it is refused; None for what is no file."""
+        # A link could lead to another student's work, or to the grader's own files; what is no
+        # plain file could keep the grader waiting.
         try:
-            book = Gradebook(classroom.db, COURSE)
-            list(book.assignments)
-        except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise GradingError(
-                f"{classroom.db.removeprefix('sqlite:///')} cannot be used as a gradebook "
-                f"({reason}). Move it away to start a new one."
-            ) from None
-    return book
+            file = os.open(self.file or "", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            return None
+        with os.fdopen(file, "rb") as opened:
+            return opened.read(grafting.MAX_BYTES + 1)
+
+    def digest(self, released: str, data: bytes | None) -> str:
+        """What its grade depends on, apart from the code of the course."""
+        digest = hashlib.sha256(released.encode())
+        digest.update(repr((self.timestamp, self.odd)).encode())
+        digest.update(b"" if data is None else b"file" + data)
+        return digest.hexdigest()
 
 
-def _add(root: Path, classroom: Classroom, chapter: Chapter) -> None:
+def _add(root: Path, classroom: Classroom, chapter: Chapter, book: Gradebook) -> None:
     """Make a chapter ready to be graded.
 
     Raises:
@@ -236,14 +130,98 @@ def _add(root: Path, classroom: Classroom, chapter: Chapter) -> None:
         if "Cannot add or remove cells" not in str(error):
             raise
         if classroom.folder == root / "my_grades":  # nothing in there that is not made again
-            with _gradebook(classroom) as book:
-                book.remove_assignment(chapter.slug)
+            recording.forget(book, chapter)
             classroom.add(root, chapter)
             return
         raise GradingError(
-            f"{classroom.folder / 'gradebook.db'} was made for another version of {chapter.slug}, "
-            "with other exercises. Move it away to grade anew."
+            f"{classroom.shown_db.removeprefix('sqlite:///')} was made for another version of "
+            f"{chapter.slug}, with other exercises. Move it away to grade anew."
         ) from None
+    finally:
+        book.db.expire_all()  # nbgrader has written past us
+
+
+class _Batch:
+    """Submissions of one class on their way from files to marks and feedback.
+
+    Args:
+        classroom: whose. Its chapters must have been added.
+        book: its gradebook, open.
+    """
+
+    def __init__(self, classroom: Classroom, book: Gradebook):
+        self.classroom = classroom
+        self.recorder = recording.Recorder(classroom, book)
+        self.released: dict[str, str] = {}
+
+    def release(self, chapter: Chapter) -> str:
+        """nbgrader's release version, as JSON."""
+        if chapter.slug not in self.released:
+            path = self.classroom.released(chapter)
+            self.released[chapter.slug] = path.read_text(encoding="utf-8")
+        return self.released[chapter.slug]
+
+    def is_graded(self, one: Found) -> bool:
+        """Whether a submission was graded as it is now."""
+        record = recording.read_record(self.classroom.folder, one.chapter.slug, one.student)
+        return record.get("digest") == one.digest(self.release(one.chapter), one.data())
+
+    def task(self, one: Found) -> Task:
+        """A submission as the engine takes it."""
+        chapter, data, released = one.chapter, one.data(), self.release(one.chapter)
+        digest = one.digest(released, data)
+        about = {
+            "title": f"{chapter.number} · {chapter.title}",
+            "student": "" if one.student == ME else one.student,
+            "date": datetime.date.today().isoformat(),
+            "digest": digest,
+            "timestamp": one.timestamp,
+            "exercises": {
+                f"check-{e.name}": f"{e.number} {e.name}" for e in chapter.exercises.values()
+            },
+        }
+        # Whoever hands in the same again, and later, meets the same inputs.
+        key = hashlib.sha256(b"" if data is None else data).hexdigest()
+        secret = recording.seed(self.classroom.folder, chapter.slug, one.student, key)
+        return Task(chapter, one.student, data, released, secret, tuple(one.odd), about)
+
+    def record(self, task: Task, outcome: Outcome) -> dict:
+        """Keep the marks of a run, and the run itself. Returns the marks."""
+        chapter, student, room = task.chapter, task.student, self.classroom
+        recording.record_path(room.folder, chapter.slug, student).unlink(missing_ok=True)
+        # What nbgrader's own commands would grade, should somebody use them.
+        bare = copy.deepcopy(outcome.notebook)
+        for cell in bare.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        recording.write(room.collected(chapter, student), nbformat.writes(bare))
+        stamp = room.collected(chapter, student).parent / "timestamp.txt"
+        stamp.unlink(missing_ok=True)
+        if timestamp := task.about["timestamp"]:
+            stamp.write_text(timestamp)
+        marks = self.recorder.record(chapter, student, outcome.notebook, timestamp)
+        recording.write(room.autograded(chapter, student), nbformat.writes(outcome.notebook))
+        return marks
+
+    def finish(self, done: Done) -> Graded:
+        """Keep the feedback, and note that the submission is graded."""
+        task, chapter, student = done.task, done.task.chapter, done.task.student
+        graded = Graded(chapter, student, odd=done.outcome.odd, seconds=done.outcome.seconds)
+        if done.outcome.fault:
+            graded.fault = done.outcome.fault
+            return graded
+        graded.results = _results(done.outcome.notebook, chapter)
+        graded.score = done.marks["score"] + done.marks["late_penalty"]
+        graded.feedback = self.classroom.feedback(chapter, student)
+        recording.write(graded.feedback, done.page)
+        record = {"digest": task.about["digest"], "odd": graded.odd}
+        recording.write_record(self.classroom.folder, chapter.slug, student, record)
+        return graded
+
+
+def _results(notebook, chapter: Chapter) -> dict[str, Result | None]:
+    checks = nbformat.v4.new_notebook(cells=[c for c in notebook.cells if is_grade(c)])
+    return running.results(checks, chapter)
 
 
 # --------------------------------------------------------------------- a learner's own
@@ -269,20 +247,24 @@ def grade_own(
         raise GradingError(
             f"no notebook in {root / 'exercises'}; `python3 course.py release` writes them"
         )
-    classroom = Classroom(root / "my_grades")
+    classroom = Classroom(root / "my_grades", sandbox=False)
     begun = [c for c in there if not _as_released(root, c)]
     graded = {}
-    with api(classroom.config()) as nbgrader, _progress(console) as bar:
+    with _progress(console) as bar, contextlib.ExitStack() as stack:
         task = bar.add_task("Opening the gradebook", total=len(begun))
         if begun:
-            _gradebook(classroom).close()
+            book = stack.enter_context(recording.opened(classroom))
+            engine = stack.enter_context(Engine(sandbox=False))
+            batch = _Batch(classroom, book)
         for chapter in begun:
             bar.update(task, description=f"Grading {chapter.slug}")
-            _add(root, classroom, chapter)
+            _add(root, classroom, chapter, book)
             snapshot = classroom.folder / "submitted" / ME / chapter.slug / f"{chapter.name}.ipynb"
             snapshot.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(notebook_path(root, chapter), snapshot)
-            graded[chapter.slug] = grade_submission(nbgrader, classroom, chapter, ME, snapshot)
+            todo = [batch.task(Found(ME, chapter, snapshot))]
+            for done in dispatch.here(engine, todo, batch.record):
+                graded[chapter.slug] = batch.finish(done)
             bar.advance(task)
     _show_own(console, there, graded)
     return list(graded.values())
@@ -367,28 +349,13 @@ def _progress(console: Console) -> Progress:
 # --------------------------------------------------------------------------- a class
 
 
-@dataclass
-class Found:
-    """A submission in a class's folder.
-
-    Args:
-        file: the notebook; None if there is none.
-        timestamp: of the handing in, as text; empty if there is none.
-        odd: what is wrong with the folder.
-    """
-
-    student: str
-    chapter: Chapter
-    file: Path | None
-    timestamp: str = ""
-    odd: list[str] = field(default_factory=list)
-
-
-def open_class(submitted: Path) -> Classroom:
+def open_class(submitted: Path, db: str = "", sandbox: bool = True) -> Classroom:
     """The class whose submissions are in a folder; what grading makes comes beside it.
 
     Args:
         submitted: the folder of submissions, or the one that holds it as `submitted/`.
+        db: the gradebook's address; a SQLite file beside the submissions by default.
+        sandbox: whether submissions run in the sandbox.
 
     Raises:
         GradingError: there is no such folder.
@@ -398,12 +365,12 @@ def open_class(submitted: Path) -> Classroom:
         raise GradingError(f"{submitted} is {'no folder' if folder.exists() else 'not there'}")
     if (folder / "submitted").is_dir():
         folder = folder / "submitted"
-    return Classroom(folder.parent, folder.name)
+    return Classroom(folder.parent, folder.name, db, sandbox)
 
 
-def nbgrader_config(submitted: Path) -> dict:
+def nbgrader_config(submitted: Path, db: str = "") -> dict:
     """nbgrader's configuration for a class, as plain data, for formgrader."""
-    return _plain(open_class(submitted).config())
+    return _plain(open_class(submitted, db).config())
 
 
 def _plain(config: dict) -> dict:
@@ -416,6 +383,11 @@ def grade_class(
     chapters: Sequence[Chapter] | None = None,
     force: bool = False,
     console: Console | None = None,
+    *,
+    workers: int = 1,
+    scheduler: str = "",
+    db: str = "",
+    sandbox: bool = True,
 ) -> list[Graded]:
     """Grade `<submitted>/<student>/<assignment>/<notebook>.ipynb`, whatever state they are in.
 
@@ -428,49 +400,64 @@ def grade_class(
         chapters: which assignments; all by default.
         force: grade unchanged submissions again, too.
         console: where to print.
+        workers: how many processes grade on this machine.
+        scheduler: address of a running dask scheduler, whose workers grade instead.
+        db: the gradebook's address (see `open_class`).
+        sandbox: False runs submissions with the rights of whoever grades.
+
+    Returns:
+        What was graded in this run, with what could not be graded for a fault of the grader's.
 
     Raises:
-        GradingError: the folder holds no submissions, or the gradebook is damaged.
+        GradingError: the folder holds no submissions.
+        EngineError: this machine, or a worker of the cluster, has no sandbox.
+        RecordingError: the gradebook cannot be used.
     """
     console = console or Console()
     chapters = list(every_chapter()) if chapters is None else list(chapters)
-    classroom = open_class(submitted)
+    classroom = open_class(submitted, db, sandbox)
     where = classroom.folder / classroom.submitted
     notes: dict[str, list[str]] = {}
     found = list(_found(where, chapters, notes))
     if not found:
         raise GradingError(_no_submissions(where, submitted, chapters))
-    graded, unchanged = [], 0
-    with api(classroom.config()) as nbgrader, _progress(console) as bar:
+    began = time.monotonic()
+    graded: list[Graded] = []
+    # Started first: it imports torch while the gradebook is made.
+    pool = dispatch.Pool(Engine(sandbox, [classroom.folder]), min(workers, len(found)), scheduler)
+    with pool, recording.opened(classroom) as book, _progress(console) as bar:
         task = bar.add_task("Opening the gradebook", total=len(found))
-        with _gradebook(classroom) as book:
-            recorded = {(a.name, s.student_id) for a in book.assignments for s in a.submissions}
+        recorded = {(a.name, s.student_id) for a in book.assignments for s in a.submissions}
         for slug in sorted({one.chapter.slug for one in found}):
             bar.update(task, description=f"Preparing {slug}")
-            _add(root, classroom, next(c for c in chapters if c.slug == slug))
+            _add(root, classroom, next(c for c in chapters if c.slug == slug), book)
+        batch = _Batch(classroom, book)
+        todo = []
         for one in found:
-            bar.update(task, description=f"{one.student} {one.chapter.slug}")
-            more = {"timestamp": one.timestamp, "odd": one.odd}
-            record = executing.read_record(classroom.folder, one.chapter.slug, one.student)
-            same = record.get("digest") == _digest(classroom, one.chapter, one.file, **more)
-            if same and (one.chapter.slug, one.student) in recorded and not force:
-                unchanged += 1
-                odd = record["odd"]
+            if not force and (one.chapter.slug, one.student) in recorded and batch.is_graded(one):
+                record = recording.read_record(classroom.folder, one.chapter.slug, one.student)
+                notes.setdefault(one.student, []).extend(_about(one.chapter, record["odd"]))
+                bar.advance(task)
             else:
-                graded.append(
-                    grade_submission(
-                        nbgrader, classroom, one.chapter, one.student, one.file, **more
-                    )
-                )
-                odd = graded[-1].odd
-            notes.setdefault(one.student, []).extend(f"{one.chapter.slug}: {s}" for s in odd)
-            bar.advance(task)
-    _export(classroom)
-    config = classroom.folder / "nbgrader_config.py"
-    if not config.exists():
-        config.write_text(CONFIG.format(submitted=classroom.submitted))
-    _show_class(console, classroom, graded, unchanged, notes, submitted)
+                todo.append(one)
+        for done in pool.run(map(batch.task, todo), batch.record):
+            one = batch.finish(done)
+            graded.append(one)
+            notes.setdefault(one.student, []).extend(_about(one.chapter, one.odd))
+            bar.update(task, description=f"{one.student} {one.chapter.slug}", advance=1)
+        recording.export(classroom, book)
+        config = classroom.folder / "nbgrader_config.py"
+        if not config.exists():
+            config.write_text(CONFIG.format(submitted=classroom.submitted))
+        took = time.monotonic() - began
+        _show_class(
+            console, book, classroom, graded, len(found) - len(todo), notes, took, submitted
+        )
     return graded
+
+
+def _about(chapter: Chapter, odd: Sequence[str]) -> list[str]:
+    return [f"{chapter.slug}: {line}" for line in odd]
 
 
 def _found(
@@ -519,7 +506,7 @@ def _look_into(student: str, chapter: Chapter, folder: Path) -> Found:
     if one.file not in notebooks:
 
         def likeness(path: Path) -> tuple[int, float]:
-            text = (_bytes(path) or b"").decode("utf-8", "replace")
+            text = (Found(student, chapter, path).data() or b"").decode("utf-8", "replace")
             return sum(
                 f'"check-{name}"' in text for name in chapter.exercises
             ), path.lstat().st_mtime
@@ -548,54 +535,30 @@ def _no_submissions(where: Path, given: Path, chapters: Sequence[Chapter]) -> st
     return f"no submissions in {given}: {expected}"
 
 
-def _export(classroom: Classroom) -> None:
-    """Write the marks as CSV: nbgrader's own table, and one with a line for each exercise."""
-    with _gradebook(classroom) as book:
-        plugin = CsvExportPlugin()
-        plugin.to = str(classroom.folder / "grades.csv")
-        plugin.export(book)
-        path = classroom.folder / "grades_by_exercise.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow(["assignment", "student_id", "exercise", "score", "max_score", "manual"])
-            for assignment in sorted(book.assignments, key=lambda a: a.name):
-                for submission in sorted(assignment.submissions, key=lambda s: s.student_id):
-                    for grade in (g for n in submission.notebooks for g in n.grades):
-                        out.writerow(
-                            [
-                                assignment.name,
-                                submission.student_id,
-                                grade.name.removeprefix("check-"),
-                                f"{grade.score:g}",
-                                f"{grade.max_score:g}",
-                                "" if grade.manual_score is None else f"{grade.manual_score:g}",
-                            ]
-                        )
-
-
 def _show_class(
     console: Console,
+    book: Gradebook,
     classroom: Classroom,
     graded: Sequence[Graded],
     unchanged: int,
     notes: dict[str, list[str]],
+    took: float,
     given: Path,
 ) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("Assignment", no_wrap=True)
     for heading in ("Submissions", "Mean", "Median", "Of"):
         table.add_column(heading, justify="right")
-    with _gradebook(classroom) as book:
-        for assignment in sorted(book.assignments, key=lambda a: a.name):
-            scores = [s.score for s in assignment.submissions]
-            if scores:
-                table.add_row(
-                    assignment.name,
-                    str(len(scores)),
-                    f"{statistics.mean(scores):.1f}",
-                    f"{statistics.median(scores):g}",
-                    f"{assignment.max_score:g}",
-                )
+    for assignment in sorted(book.assignments, key=lambda a: a.name):
+        scores = [s.score for s in assignment.submissions]
+        if scores:
+            table.add_row(
+                assignment.name,
+                str(len(scores)),
+                f"{statistics.mean(scores):.1f}",
+                f"{statistics.median(scores):g}",
+                f"{assignment.max_score:g}",
+            )
     console.print(table)
     odd = {student: lines for student, lines in sorted(notes.items()) if lines}
     if odd:
@@ -603,11 +566,22 @@ def _show_class(
         for student, lines in odd.items():
             for line in lines:
                 console.print(f"  [yellow]{escape(student)}[/]  {escape(line)}", highlight=False)
-    took = sum(g.seconds for g in graded)
-    each = f", {took / len(graded):.1f} s each" if graded else ""
-    console.print(f"\n[bold]{len(graded)} graded[/]{each}.")
+    faults = [one for one in graded if one.fault]
+    done = len(graded) - len(faults)
+    each = f" in {took:.0f} s, {took / done:.2f} s each" if done else ""
+    console.print(f"\n[bold]{done} graded[/]{each}.")
     if unchanged:
         console.print(f"{unchanged} unchanged and left as they were; `--force` grades them again.")
+    if faults:
+        console.print(
+            f"\n[bold red]{len(faults)} could not be graded[/], and it is not their fault:"
+        )
+        for one in faults:
+            console.print(
+                f"  [red]{escape(one.student)}[/]  {one.chapter.slug}: {escape(one.fault)}",
+                highlight=False,
+            )
+        console.print("The same command grades them, and nothing else, again.")
     console.print(
         f"Points: {classroom.folder}/grades.csv and grades_by_exercise.csv; "
         f"feedback for students: {classroom.folder}/feedback/",

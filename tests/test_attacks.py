@@ -15,17 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from autograder.sandbox import box
 from autograder.sandbox.lockdown import Rules
 from autograder.sandbox.remote import RemoteSubject
 from autograder.sandbox.session import Limits, Warm
 from autograder.subjects import LearnerError
 from tests.toy import make_chapter
 
-pytestmark = pytest.mark.sandbox
-
-if not sys.platform.startswith("linux"):
-    pytest.skip("the sandbox is for Linux", allow_module_level=True)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sandbox")]
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = 8 << 20
@@ -35,11 +31,7 @@ CANARY = "canary-4f1c2e"
 
 
 @pytest.fixture(scope="module")
-def warm():
-    problem = box.available()
-    if problem and not os.environ.get("CI"):
-        pytest.skip(problem)
-    assert problem is None, problem
+def warm(sandbox):
     os.environ["GRADER_SECRET"] = CANARY
     with Warm() as warm:
         yield warm
@@ -470,7 +462,8 @@ def test_nothing_of_the_course_but_what_a_session_needs_is_in_memory(session):
     )
     assert found == str(
         sorted(
-            ["autograder", "autograder.sandbox", "autograder.subjects", "tests", "tests.toy"]
+            ["autograder", "autograder.sandbox", "autograder.subjects", "autograder.syntax"]
+            + ["tests", "tests.toy"]
             + [f"autograder.sandbox.{name}" for name in ("inside", "lockdown", "warm", "wire")]
         )
     )

@@ -1,6 +1,8 @@
 """Grading, end to end: what a learner and an instructor get, and what cannot disturb it."""
 
 import csv
+import hashlib
+import inspect
 import io
 import json
 import os
@@ -16,11 +18,12 @@ import pytest
 from nbgrader.api import Gradebook
 from rich.console import Console
 
-from autograder import building, executing, grading
-from autograder.checking import chapters
+from autograder import building, executing, grading, recording
+from autograder.checking import chapters, find_chapter
 from autograder.classroom import Classroom
 from autograder.grading import GradingError, grade_class, grade_own, nbgrader_config
 from autograder.progress import holds_stub, progress, standings
+from autograder.recording import COURSE, RecordingError
 from tests.toy import TEXT, make_chapter
 
 GOOD = {
@@ -41,35 +44,8 @@ def toy_can_be_imported(root, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(root))
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    """A course folder with the toy chapter, released."""
-    path = tmp_path_factory.mktemp("template")
-    (path / "solutions" / "notebooks").mkdir(parents=True)
-    (path / "solutions" / "notebooks" / "90_toy.md").write_text(TEXT)
-    (path / "exercises").mkdir()
-    classroom = Classroom(path / "_build" / "nbgrader")
-    building.install(path, CHAPTER, classroom.add(path, CHAPTER))
-    return path
-
-
-@pytest.fixture(scope="session")
-def new_gradebook(template):
-    """A gradebook with no marks yet: making one takes a second."""
-    return template / "_build" / "nbgrader" / "gradebook.db"
-
-
 @pytest.fixture
-def course(template, tmp_path, new_gradebook):
-    """A copy of it to work in."""
-    shutil.copytree(template, tmp_path / "course", ignore=shutil.ignore_patterns("_build"))
-    (tmp_path / "course" / "my_grades").mkdir()
-    shutil.copy(new_gradebook, tmp_path / "course" / "my_grades")
-    return tmp_path / "course"
-
-
-@pytest.fixture
-def hand_in(course, tmp_path, new_gradebook):
+def hand_in(course, tmp_path, new_gradebook, sandbox):
     """A function that hands in a notebook with these cells, and the class's folder."""
     folder = tmp_path / "class" / "submitted"
     folder.mkdir(parents=True)
@@ -118,7 +94,7 @@ class Screen(Console):
 
 
 def marks(classroom_folder, student):
-    with Gradebook(Classroom(classroom_folder).db, grading.COURSE) as book:
+    with Gradebook(Classroom(classroom_folder).db, COURSE) as book:
         submission = book.find_submission("90_toy", student)
         return {g.name: g.score for n in submission.notebooks for g in n.grades}
 
@@ -161,9 +137,10 @@ def test_feedback_needs_no_network_and_tells_no_secret(course):
     page = graded.feedback.read_text()
     assert not re.search(r"""<script|<link|<iframe|(src|href)=["']?(https?:|//)""", page)
     folder = course / "my_grades"
+    key = hashlib.sha256(building.notebook_path(course, CHAPTER).read_bytes()).hexdigest()
     for secret in (
-        executing.secret(folder).hex(),
-        executing.seed(folder, "90_toy", "me", 1),
+        recording.secret(folder).hex(),
+        recording.seed(folder, "90_toy", "me", key),
         "return x + x",
         "list(range(n))\n",
     ):
@@ -207,14 +184,7 @@ def test_a_check_that_does_not_report_earns_nothing(course):
 
 
 def test_a_notebook_that_runs_too_long_is_stopped(course, monkeypatch):
-    usual = Classroom.config
-
-    def hasty(self):
-        config = usual(self)
-        config.SeededExecute.deadline = 3
-        return config
-
-    monkeypatch.setattr(Classroom, "config", hasty)
+    monkeypatch.setattr(executing, "DEADLINE", 3)
     work(course, **GOOD | {"count": GOOD["count"] + "\nimport time; time.sleep(5)"})
     [graded] = grade_own(course, [CHAPTER], Screen())
     assert marks(course / "my_grades", "me")["check-Scale"] == 0
@@ -245,38 +215,37 @@ def test_no_notebooks_is_one_clear_line(tmp_path):
 def test_a_damaged_gradebook_is_one_clear_line(course):
     work(course, **GOOD)
     (course / "my_grades" / "gradebook.db").write_text("not a database at all" * 100)
-    with pytest.raises(GradingError, match="cannot be used as a gradebook.*Move it away"):
+    with pytest.raises(RecordingError, match="cannot be used as a gradebook.*Move it away"):
         grade_own(course, [CHAPTER], Screen())
 
 
 # -------------------------------------------------------------------------------- seeds
 
 
-def test_seeds_differ_by_class_assignment_student_and_attempt(tmp_path):
+def test_seeds_differ_by_class_assignment_student_and_what_is_handed_in(tmp_path):
     seeds = {
-        executing.seed(tmp_path / folder, assignment, student, attempt)
+        recording.seed(tmp_path / folder, assignment, student, digest)
         for folder in ("one", "two")
         for assignment in ("04_a", "05_b")
         for student in ("ann", "bob")
-        for attempt in (1, 2)
+        for digest in ("a1", "b2")
     }
     assert len(seeds) == 16
-    assert executing.seed(tmp_path / "one", "04_a", "ann", 1) in seeds
+    assert recording.seed(tmp_path / "one", "04_a", "ann", "a1") in seeds
 
 
-def test_the_kernel_gets_the_seed_of_its_attempt(hand_in, course):
-    show = "import os\ndef double(x):\n    return x + x\nprint(os.environ['AUTOGRADER_SEED'])"
-    hand_in("ann", double=show)
-    hand_in("bob", double=show)
-    found = []
-    for force in (False, True):
-        grade_class(course, hand_in.folder, [CHAPTER], force=force, console=Screen())
-        for student in ("ann", "bob"):
-            run = Classroom(hand_in.folder.parent).autograded(CHAPTER, student)
-            found.append(re.search(r'"([0-9a-f]{32})\\n"', run.read_text())[1])
-    folder = hand_in.folder.parent
-    expected = [executing.seed(folder, "90_toy", s, n) for n in (1, 2) for s in ("ann", "bob")]
-    assert found == expected and len(set(found)) == 4
+def test_the_same_submission_meets_the_same_inputs_and_a_new_attempt_others(hand_in, course):
+    classroom = Classroom(hand_in.folder.parent)
+    classroom.add(course, CHAPTER)
+    batch = grading._Batch(classroom, None)
+
+    def seed(student, **answers):
+        path = hand_in(student, **answers)
+        return batch.task(grading.Found(student, CHAPTER, path)).seed
+
+    first = seed("ann", **GOOD)
+    assert seed("ann", **GOOD) == first
+    assert len({first, seed("ann", double=SQUARED), seed("bob", **GOOD)}) == 3
 
 
 # ----------------------------------------------------------------------------- progress
@@ -390,14 +359,12 @@ def test_a_second_run_grades_what_is_new_and_force_grades_all(hand_in, course):
     assert "1 unchanged" in screen.text
     graded = grade_class(course, hand_in.folder, [CHAPTER], force=True, console=Screen())
     assert [g.score for g in graded] == [7, 7, 7]
-    records = [executing.read_record(hand_in.folder.parent, "90_toy", s) for s in ("ann", "ben")]
-    assert [r["attempt"] for r in records] == [2, 3]
 
 
 def test_a_mark_given_by_hand_survives_a_regrade(hand_in, course):
     hand_in("ann", double=SQUARED)
     grade_class(course, hand_in.folder, [CHAPTER], console=Screen())
-    with Gradebook(Classroom(hand_in.folder.parent).db, grading.COURSE) as book:
+    with Gradebook(Classroom(hand_in.folder.parent).db, COURSE) as book:
         book.find_grade("check-double", "toy", "90_toy", "ann").manual_score = 2.5
         book.db.commit()
     [graded] = grade_class(course, hand_in.folder, [CHAPTER], force=True, console=Screen())
@@ -406,7 +373,7 @@ def test_a_mark_given_by_hand_survives_a_regrade(hand_in, course):
 
 def test_bad_folders_get_one_clear_line_each(hand_in, course, tmp_path):
     def refused(folder):
-        with pytest.raises(GradingError) as found:
+        with pytest.raises((GradingError, RecordingError)) as found:
             grade_class(course, folder, [CHAPTER], console=Screen())
         assert "\n" not in str(found.value)
         return str(found.value)
@@ -437,19 +404,35 @@ def test_a_gradebook_of_another_version_of_the_course_is_left_alone(hand_in, cou
     assert sum(marks(hand_in.folder.parent, "ann").values()) == 7
 
 
-def test_nbgraders_own_commands_work_in_the_classs_folder(hand_in, course):
-    hand_in("ann", **GOOD)
-    grade_class(course, hand_in.folder, [CHAPTER], console=Screen())
-    folder = hand_in.folder.parent
+def test_nbgraders_own_commands_work_in_the_classs_folder(root, tmp_path, sandbox):
+    """Its autograde, which formgrader's button starts, runs submissions in the sandbox as well."""
+    chapter = find_chapter("00")
+    path = tmp_path / "class" / "submitted" / "ann" / chapter.slug / f"{chapter.name}.ipynb"
+    path.parent.mkdir(parents=True)
+    write(building.notebook_path(root, chapter), path, **start_answers())
+    [graded] = grade_class(root, path.parents[2], [chapter], console=Screen())
+    folder = tmp_path / "class"
     done = nbgrader(folder, "export", "--to=theirs.csv")
     assert done.returncode == 0, done.stderr
     assert (folder / "theirs.csv").read_text() == (folder / "grades.csv").read_text()
-    done = nbgrader(folder, "autograde", "90_toy", "--force")  # formgrader's button does the same
+    with Gradebook(Classroom(folder).db, COURSE) as book:
+        for grade in book.find_submission(chapter.slug, "ann").notebooks[0].grades:
+            grade.auto_score = 0.0
+        book.db.commit()
+    done = nbgrader(folder, "autograde", chapter.slug, "--force")
     assert done.returncode == 0, done.stderr
-    assert sum(marks(folder, "ann").values()) == 7
-    done = nbgrader(folder, "generate_feedback", "90_toy", "--force")
+    with Gradebook(Classroom(folder).db, COURSE) as book:
+        assert book.find_submission(chapter.slug, "ann").score == graded.score > 0
+    done = nbgrader(folder, "generate_feedback", chapter.slug, "--force")
     assert done.returncode == 0, done.stderr
-    assert "All correct" in (folder / "feedback/ann/90_toy/toy.html").read_text()
+    page = folder / "feedback" / "ann" / chapter.slug / f"{chapter.name}.html"
+    assert "All correct" in page.read_text()
+
+
+def start_answers():
+    """One right answer to an exercise of chapter 00, in a cell that would tell of a kernel."""
+    source = inspect.getsource(find_chapter("00").exercises["batched_outer"].reference)
+    return {"batched_outer": source + "\nimport os\nassert not os.path.exists('/proc/self')"}
 
 
 def test_formgraders_configuration_is_plain_data(hand_in):
@@ -486,7 +469,7 @@ def nbgrader(folder, *arguments):
     [c for c in chapters() if building.source_path(ROOT, c).exists()],
     ids=lambda chapter: chapter.slug,
 )
-def test_the_reference_earns_every_point_of_a_graded_chapter(root, tmp_path, chapter):
+def test_the_reference_earns_every_point_of_a_graded_chapter(root, tmp_path, sandbox, chapter):
     """The solved notebook, handed in beside the untouched one, with a class's secret seeds."""
     source = building.source_path(root, chapter)
     solved = building.source_notebook(chapter, source.read_text(encoding="utf-8"))

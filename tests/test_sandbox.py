@@ -26,21 +26,14 @@ from autograder.sandbox.session import Limits, SandboxError, Warm
 from autograder.subjects import LearnerError, Local
 from tests.toy import make_chapter
 
-pytestmark = pytest.mark.sandbox
-
-if not sys.platform.startswith("linux"):
-    pytest.skip("the sandbox is for Linux", allow_module_level=True)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("sandbox")]
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = Limits(call=5, cell=20, exercise=20, notebook=120, rules=Rules(memory=512 << 20, cpu=60))
 
 
 @pytest.fixture(scope="module")
-def warm():
-    problem = box.available()
-    if problem and not os.environ.get("CI"):
-        pytest.skip(problem)
-    assert problem is None, problem
+def warm(sandbox):
     with Warm() as warm:
         yield warm
 

@@ -6,15 +6,17 @@ Nothing here protects anything. It only answers, as an honest process would.
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import builtins
 import contextlib
+import inspect
 import io
 import itertools
 import linecache
 import os
 import pickle
 import random
-import re
 import socket
 import sys
 import types
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from autograder.sandbox import wire
 from autograder.subjects import LearnerError, Local, float_tensors, learner_error
+from autograder.syntax import without_magics
 
 OUTPUT = 20_000  # characters that are kept of what a cell prints
 METHODS = frozenset(name for name in vars(Local) if not name.startswith("_"))
@@ -71,6 +74,7 @@ class Inside:
             _add_stub(name)
         self.main = types.ModuleType("__main__", "")
         self.main.__dict__["display"] = lambda *values, **options: None
+        self.main.__dict__["get_ipython"] = lambda: Inert("ipython")
         sys.modules["__main__"] = self.main
         # Always the same, so that a submission is worth the same whenever it is graded.
         random.seed(0)
@@ -115,7 +119,9 @@ class Inside:
                 code, source = _compiled(source, filename)
                 lines = source.splitlines(keepends=True)
                 linecache.cache[filename] = (len(source), None, lines, filename)
-                exec(code, self.main.__dict__)
+                found = eval(code, self.main.__dict__)
+                if inspect.iscoroutine(found):  # IPython lets a cell await
+                    asyncio.run(found)
             except BaseException as raised:
                 error = learner_error(raised)
                 if isinstance(raised, SyntaxError) and raised.filename == filename:
@@ -334,30 +340,14 @@ class Capped(io.TextIOBase):
 
 def _compiled(source: str, filename: str) -> tuple[types.CodeType, str]:
     """The cell's code, and its text as compiled: without IPython's magics, if it has any."""
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
-        return compile(source, filename, "exec", dont_inherit=True), source
+        return compile(source, filename, "exec", flags, dont_inherit=True), source
     except SyntaxError:
         plain = without_magics(source)
         if plain == source:
             raise
-        return compile(plain, filename, "exec", dont_inherit=True), plain
-
-
-MAGIC = re.compile(
-    r"^([ \t]*)(?:[\w, \t]+=[ \t]*)?(?:[%!]|\?).*$|^([ \t]*)[\w.]+\?{1,2}[ \t]*$", re.M
-)
-
-
-def without_magics(source: str) -> str:
-    """A cell with `pass` in place of IPython's magics, shell lines and questions.
-
-    A cell that begins with a magic of the whole cell is dropped, unless that magic would only
-    time it or catch its output.
-    """
-    first, _, rest = source.lstrip("\n").partition("\n")
-    if first.startswith("%%"):
-        source = "\n" + rest if re.match(r"%%(time|timeit|capture)\b", first) else ""
-    return MAGIC.sub(lambda m: (m[1] or m[2] or "") + "pass", source)
+        return compile(plain, filename, "exec", flags, dont_inherit=True), plain
 
 
 def _cut(text: str, limit: int) -> str:

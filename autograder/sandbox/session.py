@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import compileall
 import contextlib
 import json
 import os
+import py_compile
 import secrets
 import shutil
 import socket
@@ -13,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -605,13 +608,20 @@ def confine(parent: Path, pid: int, rules: Rules) -> Path:
 # ------------------------------------------------------------------------------- modules
 
 
-def stage(library: Path, names: Sequence[str], folder: Path) -> Path:
+def stage(
+    library: Path,
+    names: Sequence[str],
+    folder: Path,
+    stubs: Mapping[str, Collection[str]] | None = None,
+) -> Path:
     """Lay out the modules that a notebook may import as `solutions`.
 
     Args:
         library: the folder of `solutions`.
-        names: the modules: those of earlier chapters, never that of the notebook itself.
+        names: the modules: those of earlier chapters, and what the notebook itself is given.
         folder: where to; it is made, and must not exist.
+        stubs: for a module, the functions and classes of it that are exercises of the notebook;
+            their bodies are left out.
 
     Returns:
         The folder, for `Warm.session`.
@@ -619,27 +629,15 @@ def stage(library: Path, names: Sequence[str], folder: Path) -> Path:
     Raises:
         ValueError: one of them imports a module that is not named.
     """
-    import ast
-    import compileall
-    import py_compile
-
     package = folder / "solutions"
     package.mkdir(parents=True)
-    known = {path.stem for path in library.glob("*.py")} - {"__init__"}
     for name in names:
         text = (library / f"{name}.py").read_text(encoding="utf-8")
-        used = set()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module == "solutions" or node.level):
-                used |= {alias.name for alias in node.names} | {(node.module or "").split(".")[0]}
-            elif isinstance(node, ast.ImportFrom):
-                used |= set((node.module or "").removeprefix("solutions.").split(".")[:1])
-            elif isinstance(node, ast.Import):
-                used |= {a.name.split(".")[1] for a in node.names if a.name[:10] == "solutions."}
-        missing = (used & known) - set(names)
+        missing = imported(text, library) - set(names)
         if missing:
             raise ValueError(f"solutions.{name} imports {', '.join(sorted(missing))}")
-        shutil.copyfile(library / f"{name}.py", package / f"{name}.py")
+        bare = (stubs or {}).get(name)
+        (package / f"{name}.py").write_text(_stubbed(text, bare) if bare else text, "utf-8")
     shutil.copyfile(library / "__init__.py", package / "__init__.py")
     # Sessions cannot write what they compile, and would each do it again.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -647,3 +645,28 @@ def stage(library: Path, names: Sequence[str], folder: Path) -> Path:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
+
+
+def imported(text: str, library: Path) -> set[str]:
+    """The modules of `solutions` that a module's or a cell's text imports."""
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module == "solutions" or node.level):
+            used |= {alias.name for alias in node.names} | {(node.module or "").split(".")[0]}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("solutions."):
+            used.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            used |= {a.name.split(".")[1] for a in node.names if a.name.startswith("solutions.")}
+    return used & {path.stem for path in library.glob("*.py")} - {"__init__"}
+
+
+def _stubbed(text: str, names: Collection[str]) -> str:
+    """A module's text with the bodies of some of its functions and classes left out."""
+    tree = ast.parse(text)
+    for node in tree.body:
+        if getattr(node, "name", None) not in names:
+            continue
+        for function in ast.walk(node):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                function.body = ast.parse("raise NotImplementedError('an exercise')").body
+    return ast.unparse(tree)
