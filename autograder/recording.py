@@ -118,7 +118,9 @@ def gradebook(classroom: Classroom) -> Gradebook:
                 f"{classroom.shown_db}"
             ) from None
         except ModuleNotFoundError as error:
-            package = {"psycopg2": "psycopg2-binary"}.get(error.name, error.name)
+            package = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}.get(
+                error.name, error.name
+            )
             raise RecordingError(
                 f"{classroom.shown_db} needs a driver: pip install {package}"
             ) from None

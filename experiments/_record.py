@@ -1,4 +1,4 @@
-"""What every experiment does with its results: keep them with what made them."""
+"""What experiments and benchmarks do with their results: keep them with what made them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def record(
     versions: dict[str, str] | None = None,
     machine: dict[str, Any] | None = None,
 ) -> None:
-    """Write `results/<script>.json`, which the chapter plots.
+    """Write `results/<script>.json`, which a page plots.
 
     Args:
-        script: the experiment's `__file__`.
+        script: its `__file__`.
         seeds: of its runs.
         settings: what it was run with: sizes, steps, rates.
         results: what it found, as plain data.
@@ -33,9 +33,9 @@ def record(
         versions: further versions, by name.
         machine: what else is to be known about the machine, besides the number of its cores.
     """
-    name = Path(script).stem
+    name, folder = Path(script).stem, Path(script).resolve().parent
     kept = {
-        "script": f"experiments/{name}.py",
+        "script": f"{folder.name}/{name}.py",
         "seeds": list(seeds),
         "versions": {
             "python": platform.python_version(),
@@ -48,6 +48,7 @@ def record(
         "settings": settings,
         "results": results,
     }
-    path = Path(script).parent / "results" / f"{name}.json"
+    path = folder / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {path.name}")

@@ -205,7 +205,7 @@ ATTACKS: dict[str, Submission] = {
         for folder, _, files in os.walk("/", onerror=lambda e: None):
             for name in files:
                 if name in ("toy.py", "gradebook.db", "secret"):
-                    print("FOUND", folder, name)
+                    print("FO" + "UND", folder, name)
         """,
         after="double",
         double=WRONG,
@@ -291,7 +291,9 @@ ATTACKS: dict[str, Submission] = {
         2, "", **RIGHT | {"double": "from torch import *\ndef double(x):\n    return add(x, x)"}
     ),
     "what is ruled out, by its name in a text": cells(
-        4, "", **RIGHT | {"double": "def double(x):\n    return eval('torch.add(x, x)')"}
+        4,
+        "cell of double.*uses eval; have a look",
+        **RIGHT | {"double": "def double(x):\n    return eval('torch.add(x, x)')"},
     ),
     "what is ruled out, in pieces": cells(
         7,
@@ -321,7 +323,7 @@ ATTACKS: dict[str, Submission] = {
         for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET):
             try:
                 socket.socket(family)
-                print("OUT", family)
+                print("OU" + "T", family)
             except OSError:
                 pass
         """,
@@ -462,7 +464,7 @@ ATTACKS: dict[str, Submission] = {
         **RIGHT,
     ),
     "the wire, closed": cells(
-        7, "process ended", own="import os\nos.closerange(3, 100)", after="double", **RIGHT
+        7, "Died: the process", own="import os\nos.closerange(3, 100)", after="double", **RIGHT
     ),
     "noise on the wire": cells(
         7, own="import os\nos.write(3, b'x' * 1000)", after="double", **RIGHT
