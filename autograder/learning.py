@@ -185,7 +185,7 @@ def settings(
 
         # Formgrader reads its configuration from a file in the working directory,
         # and wants the class below the server's root.
-        config = grading.nbgrader_config(submitted)
+        config = grading.nbgrader_config(submitted, os.environ.get("COURSE_DB", ""))
         exchange = folder / "exchange"  # not used, but formgrader complains without one
         exchange.mkdir(exist_ok=True)
         config["Exchange"] = {"root": str(exchange)}
