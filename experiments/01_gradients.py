@@ -67,7 +67,6 @@ def attention(generator):
 MODELS = {
     "RNN, as PyTorch starts it": recurrent(lambda g: uniform(N, N, generator=g, bound=N**-0.5)),
     "RNN, rotation": recurrent(orthogonal),
-    "RNN, rotation x 0.9": recurrent(lambda g: 0.9 * orthogonal(g)),
     "RNN, random x 3": recurrent(
         lambda g: 3 * torch.randn(N, N, generator=g, dtype=torch.float64) / N**0.5
     ),
