@@ -30,12 +30,12 @@ def attention(x, w_q, w_k, w_v):
 
 
 def seconds(function, x, backward):
-    """The time of one call."""
-    start = time.perf_counter()
+    """Processor time and wall-clock time of one call."""
+    start = time.process_time(), time.perf_counter()
     output = function(x)
     if backward:
         output.sum().backward()
-    return time.perf_counter() - start
+    return time.process_time() - start[0], time.perf_counter() - start[1]
 
 
 def measured(functions, make_inputs, points):
@@ -51,14 +51,16 @@ def measured(functions, make_inputs, points):
                 for _ in range(REPEATS):
                     for name, function in functions.items():
                         times[name].append(seconds(function, x, backward))
-            for name, values in times.items():
+            for name, pairs in times.items():
+                values, wall = zip(*pairs)
                 rows.append(
                     {
                         "model": name, "at": point, "backward": backward,
                         "fastest": min(values), "median": statistics.median(values),
+                        "fastest_wall": min(wall), "median_wall": statistics.median(wall),
                     }
                 )  # fmt: skip
-            shown = ", ".join(f"{k} {1000 * min(v):.2f} ms" for k, v in times.items())
+            shown = ", ".join(f"{k} {1000 * min(v)[0]:.2f} ms" for k, v in times.items())
             print(f"{point:5} {'with' if backward else 'without'} backward: {shown}", flush=True)
     return rows
 
