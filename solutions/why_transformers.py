@@ -80,7 +80,8 @@ def backward_through_time(
         w_h: the weights from states to states that it used.
 
     Returns:
-        The gradient of the loss with respect to state t at [:, t]; the last is grad_last.
+        The gradient of the loss with respect to state t at [:, t], in the dtype of the inputs;
+        the last is grad_last.
 
     Source: Werbos 1990 (backpropagation through time); Pascanu et al. 2013, section 2.
     """

@@ -179,7 +179,7 @@ rnn_exercise = chapter.exercise(
 )
 def _(t: Trial):
     t.same(t.randn(2, 5, 3), *weights(t, 3, 4))
-    t.same(t.randn(3, 6, 2), *weights(t, 2, 5))
+    t.same(t.randn(3, 19, 2), *weights(t, 2, 5))
     t.same(t.randn(7, 2, 3).transpose(0, 1), *weights(t, 3, 4))
     t.same(t.randn(2, 5, 3, dtype=float64), *weights(t, 3, 4, float64), dtype=True)
     if t.graded:
@@ -478,6 +478,19 @@ def wrong_on_the_way(x, h=None):
     return states, last
 
 
+def too_low(x, h=None):
+    """Where it goes on, everything is a little smaller."""
+    states, last = plain_rnn(x, h)
+    return (states, last) if h is None else (states - 0.1, last - 0.1)
+
+
+def peeks_at_the_next(x, h=None):
+    """Its states know the token after them, if that is there; the last one is right."""
+    states, last = plain_rnn(x, h)
+    ahead = torch.cat([0.1 * x[:, 1:, :1], torch.zeros_like(x[:, :1, :1])], dim=1)
+    return states + ahead, last
+
+
 def wrong_in_one_sequence(x, h=None):
     states, last = plain_rnn(x, h)
     last = last.clone()
@@ -560,7 +573,8 @@ def _(t: Trial):
 )
 def _(t: Trial):
     _try(t, wrong_for_one_token, wrong_for_several_tokens, wrong_after_one, wrong_after_two)
-    _try(t, wrong_in_one_sequence, a_little_off, wrong_last_alone, wrong_on_the_way)
+    _try(t, wrong_in_one_sequence, a_little_off, too_low)
+    _try(t, wrong_last_alone, wrong_on_the_way, peeks_at_the_next)
     _try(t, running_mean)
 
 
@@ -573,13 +587,14 @@ def _(t: Trial):
     t.same(forgets_the_state, x)
 
 
-def _resumes(read, x, places, look=lambda y: y, atol=1e-6, states=True, end=True):
+def _resumes(read, x, places, look=lambda y: y, atol=1e-6, states=True, end=True, first=True):
     whole, last = read(x)
     for t in places:
-        first, h = read(x[:, :t])
+        before, h = read(x[:, :t])
+        before = before if first else whole[:, :t]
         second, stop = read(x[:, t:], h)
         if states and not torch.allclose(
-            look(torch.cat([first, second], 1)), look(whole), atol=atol, rtol=0
+            look(torch.cat([before, second], 1)), look(whole), atol=atol, rtol=0
         ):
             return False
         if end and not torch.allclose(look(stop), look(last), atol=atol, rtol=0):
@@ -636,6 +651,28 @@ def last_states_only(read, x):
 )
 def states_only(read, x):
     return _resumes(read, x, range(1, x.shape[1]), end=False)
+
+
+@can_resume_exercise.mistake(
+    "You compared the second part alone. The states of the first part must be those of the whole, "
+    "too: a reader that peeks ahead shows there."
+)
+def second_part_only(read, x):
+    return _resumes(read, x, range(1, x.shape[1]), first=False)
+
+
+@can_resume_exercise.mistake(
+    "You compare without `abs`: a state that is too low has a negative difference, and passes."
+)
+def one_sided(read, x):
+    whole, last = read(x)
+    for t in range(1, x.shape[1]):
+        first, h = read(x[:, :t])
+        second, end = read(x[:, t:], h)
+        gap = torch.cat([first, second], 1) - whole
+        if gap.max() > 1e-6 or (end - last).max() > 1e-6:
+            return False
+    return True
 
 
 @can_resume_exercise.mistake("You compared the first sequence of the batch alone.")
@@ -757,9 +794,9 @@ def _(t: Trial):
 )
 def _(t: Trial):
     t.same(*reading(t, 2, 6, 4))
-    t.same(*reading(t, 3, 12, 5, scale=1.5))
+    t.same(*reading(t, 3, 17, 5, scale=1.5))
     if t.graded:
-        t.same(*reading(t, 4, t.integer(15, 20), 6, scale=2.0))
+        t.same(*reading(t, 4, t.integer(25, 30), 6, scale=2.0))
 
 
 @backward_exercise.group(
@@ -771,6 +808,7 @@ def _(t: Trial):
     t.same(*reading(t, 2, 1, 3))
     t.same(*reading(t, 1, 5, 3))
     t.same(*reading(t, 2, 5, 4, torch.float32), dtype=True)
+    t.same(*reading(t, 2, 4, 3), dtype=True)
     t.unchanged(*reading(t, 2, 5, 4))
 
 
@@ -1188,6 +1226,8 @@ def _(t: Trial):
     n, layers = t.integer(40, 90), t.integer(4, 9)
     t.same("rnn", n, layers)
     t.same("rnn", 3, n_layers=layers + 4)
+    t.same("rnn", n + 1, 2)
+    t.same("rnn", n + 2, 3)
     t.same("cnn", n, layers)
     t.same("attention", n, n_layers=layers)
     t.same("rnn", 1, layers)
@@ -1529,11 +1569,11 @@ def _(t: Trial):
     "the third round reach?",
 )
 def _(t: Trial):
-    for n in (4, 5, 8, 13):
+    for n in (4, 5, 8, 13, 33):
         t.same(t.rand(2, n, 3, dtype=float64) + 0.2, t.randn(2, n, 3, dtype=float64))
     t.same(t.randn(3, 1, 2, dtype=float64), t.randn(3, 1, 2, dtype=float64))
     if t.graded:
-        n = t.integer(17, 40)
+        n = t.integer(65, 90)
         t.same(t.rand(1, n, 4, dtype=float64), t.randn(1, n, 4, dtype=float64))
 
 
