@@ -357,6 +357,18 @@ def writes_into_the_start(x, w_x, w_h, b, h=None):
     return torch.stack(states, 1), states[-1]
 
 
+@rnn_exercise.mistake(
+    "You loop over the batch: `for x_t in x` goes through axis 0, the sequences. Time is axis 1."
+)
+def over_the_sequences(x, w_x, w_h, b, h=None):
+    h = _zeros(x, w_h) if h is None else h
+    states = []
+    for x_t in x:
+        h = rnn_cell(x_t, h, w_x, w_h, b)
+        states.append(h)
+    return torch.stack(states, dim=1), h
+
+
 @rnn_exercise.alternative
 def by_index(x, w_x, w_h, b, h=None):
     if h is None:
@@ -1171,6 +1183,15 @@ def detached_weights(query, keys, values):
     return _mean(w, values), w
 
 
+@attention_pool.mistake(
+    "You multiply all queries with the keys of each sequence, as if the queries were one matrix. "
+    "Each sequence has one query: give it an axis, `query.unsqueeze(-2)`, before the product."
+)
+def every_query_everywhere(query, keys, values):
+    w = torch.softmax(query @ keys.mT, -1)
+    return w @ values, w
+
+
 @attention_pool.alternative
 def pool_with_einsum(query, keys, values):
     s = torch.einsum("...d,...td->...t", query, keys)
@@ -1428,6 +1449,14 @@ def by_logarithm(layer, n, width=3):
     return _paths(
         layer, n, width, dilated_cnn=lambda: max(1, math.ceil(math.log(n) / math.log(width)))
     )
+
+
+@max_path_length.mistake(
+    "You took a logarithm. For one token it is 0, and log(125, 5) comes out a little above 3. "
+    "Start with one layer, and multiply whole numbers until they reach n."
+)
+def by_bare_logarithm(layer, n, width=3):
+    return _paths(layer, n, width, dilated_cnn=lambda: math.ceil(math.log(n) / math.log(width)))
 
 
 @max_path_length.mistake("You rounded the number of dilated layers down: they would not reach it.")
