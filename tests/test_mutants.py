@@ -11,6 +11,9 @@ from autograder.checking import chapters
 from autograder.subjects import Local
 from tests.mutants import mutants
 
+ROUNDS = "for i in range((x.shape[1] - 1).bit_length()):  # log2(T) rounds, rounded up"
+SAME = "same = torch.allclose(parts, whole, atol=1e-6)"
+END = "if not (same and torch.allclose(end, last, atol=1e-6)):"
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 
 #: Changes that leave the promised behaviour as it is, by exercise.
@@ -19,6 +22,34 @@ EQUIVALENT: dict[str, set[str]] = {
     "gradient_step": {
         "leaf = point.detach().requires_grad_()  # a start of its own for the graph"
         " -> leaf = point.requires_grad_()"
+    },
+    # w_h is square.
+    "rnn": {
+        "h = x.new_zeros(x.shape[0], w_h.shape[0])  # (B, N)"
+        f" -> h = x.new_zeros(x.shape[0], w_h.shape[{axis}])"
+        for axis in (1, -1)
+    },
+    # Rounding is far below 1e-6, and what is wrong far above.
+    "can_resume": {
+        f"{SAME} -> same = torch.allclose(parts, whole)",
+        f"{SAME} -> same = torch.allclose(whole, parts, atol=1e-06)",
+        f"{SAME} -> same = torch.allclose(parts, whole, atol=2e-06)",
+        f"{END} -> if not (same and torch.allclose(end, last)):",
+        f"{END} -> if not (same and torch.allclose(last, end, atol=1e-06)):",
+        f"{END} -> if not (same and torch.allclose(end, last, atol=2e-06)):",
+    },
+    # A round that reaches back further than there are tokens does nothing.
+    "parallel_scan": {
+        f"{ROUNDS} -> for i in range({rounds}):"
+        for rounds in (
+            "(x.shape[1] + 1).bit_length()",
+            "(x.shape[1] - 0).bit_length()",
+            "x.shape[1] - 1",
+        )
+    },
+    "max_path_length": {
+        "return max(1, -(-(n - 1) // (width - 1)))  # rounded up"
+        " -> return max(-(-(n - 1) // (width - 1)), 1)"
     },
     # Reverse alphabetical order, too, puts a longer name before its beginning.
     "encode": {
