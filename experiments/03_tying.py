@@ -4,8 +4,8 @@ The text is the reference that ships with Python, in 1,025 byte-pair tokens (cha
 looks up the four tokens before, maps their vectors through a small network to one vector, and
 scores the next token: the neural language model of 2003, with a table for the way in and one for
 the way out. Compared are two tables and one for both, each with two starts: standard deviation 0.02
-and no scaling, as in GPT-2; or 1/√D and the looked-up vectors scaled by √D, as in the transformer of
-2017. Then one table made so wide that there are as many parameters as with two. And, without the
+and no scaling, as in GPT-2; or 1/√D and the looked-up vectors scaled by √D, as in Vaswani et al.
+Then one table made so wide that there are as many parameters as with two. And, without the
 network in between, the bigram model: the row of the last token is the answer. Each seed leaves out
 another fifth of the topics, on which the loss is measured; each way gets three learning rates.
 About five minutes on one core.
