@@ -19,7 +19,7 @@ class Embedding(nn.Module):
         device: of the parameter, as in torch.nn.
         dtype: of the parameter, as in torch.nn.
 
-    Source: Bengio et al. 2003, section 2 (the table C); Radford et al. 2018, section 4.1 (0.02).
+    Source: Bengio et al. 2003 (the table C); Radford et al. 2018, section 4.1 (0.02).
     """
 
     def __init__(
@@ -94,7 +94,7 @@ def cosine_similarity(
         length from 1e-6 to 1e6. A vector of zeros has no direction; its similarity is 0. Gradients
         flow back to both inputs, and are finite everywhere.
 
-    Source: Salton et al. 1975, section 1 (the measure, for documents).
+    Source: Salton et al. 1975 (between documents).
     """
     units = []
     for x in (a, b):
@@ -235,7 +235,7 @@ def gpt2_parameters(
         context: number of positions.
         tied: whether the head shares the table of tokens.
 
-    Source: Radford et al. 2019, section 2.3 and table 2; the shapes are those of the released code.
+    Source: Radford et al. 2019, table 2; the shapes are those of the released code.
     """
     table, positions = vocab_size * d_model, context * d_model
     norm = 2 * d_model
