@@ -92,7 +92,7 @@ def cosine_similarity(
         The cosine of the angle between a[..., n, :] and b[..., m, :] at [..., n, m], in the dtype
         of the inputs, which are left unchanged. It is exact up to rounding for vectors of any
         length from 1e-6 to 1e6. A vector of zeros has no direction; its similarity is 0. Gradients
-        flow back to both inputs, and are finite everywhere.
+        flow back to both inputs (which gradient a vector of zeros gets does not matter).
 
     Source: Salton et al. 1975 (between documents).
     """

@@ -900,6 +900,16 @@ def _(t: Trial):
     t.same(table[own[:, 0]], table, k=8, exclude=own)
     t.same(t.randn(2, 4), table, 4, torch.tensor([[1, 7, 3], [0, 7, 5]]))
     t.same(t.randn(2, 4), table, 6, torch.tensor([[2, 4, 6], [8, 0, 1]]))
+    # What points exactly the other way is still found before what is excluded.
+    opposite = torch.tensor([[-1.0, 0.0]]) * torch.arange(1.0, 9.0)[:, None]
+    out = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 6, 7]])
+    found = t.call(torch.tensor([[2.0, 0.0]] * 3), opposite, 5, out)
+    t.require(
+        not (found[0][:, :, None] == out[:, None, :]).any(),
+        "A row that was excluded is found, although others are left",
+        excluded=out,
+        found=found[0],
+    )
 
 
 @nearest.group(
@@ -1003,6 +1013,15 @@ def drops_the_first(query, table, k, exclude=None):
 def filled_with_zero(query, table, k, exclude=None):
     _refused(table, k, exclude)
     return _found(cosines(query, table), k, exclude, 0.0)
+
+
+@nearest.mistake(
+    "You give what is excluded a similarity of -1. So has what points exactly the other way, and "
+    "that may be found: use -inf."
+)
+def filled_with_minus_one(query, table, k, exclude=None):
+    _refused(table, k, exclude)
+    return _found(cosines(query, table), k, exclude, -1.0)
 
 
 @nearest.mistake(
@@ -1700,6 +1719,13 @@ def by_walking(module, seen=None):
 gpt2_parameters = chapter.exercise(reference.gpt2_parameters, difficulty=2, minutes=10)
 
 
+def to_the_last_digit(t: Trial, *args, **kwargs) -> None:
+    """Require the reference's number exactly, also where the learner's is a float."""
+    found = t.same(*args, **kwargs)
+    expected = reference.gpt2_parameters(*args, **kwargs)
+    t.require(float(found) == expected, "The count should be right to the last digit", found=found)
+
+
 @gpt2_parameters.group(
     "the four that were released",
     points=2,
@@ -1707,28 +1733,30 @@ gpt2_parameters = chapter.exercise(reference.gpt2_parameters, difficulty=2, minu
     "layer, multiply by L, and add the two tables and the last LayerNorm.",
 )
 def _(t: Trial):
-    t.same(12, 768)
-    t.same(24, 1024)
-    t.same(36, 1280)
-    t.same(n_layers=48, d_model=1600)
+    to_the_last_digit(t, 12, 768)
+    to_the_last_digit(t, 24, 1024)
+    to_the_last_digit(t, 36, 1280)
+    to_the_last_digit(t, n_layers=48, d_model=1600)
 
 
 @gpt2_parameters.group(
     "other sizes", points=1, hint="No number of GPT-2 may stand in the formula: all are arguments."
 )
 def _(t: Trial):
-    t.same(t.integer(3, 9), 10 + t.integer(0, 7), 100 + t.integer(0, 50), 30 + t.integer(0, 20))
-    t.same(0, 12, vocab_size=70, context=9)
-    t.same(1, 5, context=8, vocab_size=11)
+    to_the_last_digit(
+        t, t.integer(3, 9), 10 + t.integer(0, 7), 100 + t.integer(0, 50), 30 + t.integer(0, 20)
+    )
+    to_the_last_digit(t, 0, 12, vocab_size=70, context=9)
+    to_the_last_digit(t, 1, 5, context=8, vocab_size=11)
 
 
 @gpt2_parameters.group(
     "with a head of its own", points=1, hint="Untied, the head adds V · D; it has no bias."
 )
 def _(t: Trial):
-    t.same(12, 768, tied=False)
-    t.same(2, 7, 23, 5, False)
-    t.same(2, 7, 23, 5, True)
+    to_the_last_digit(t, 12, 768, tied=False)
+    to_the_last_digit(t, 2, 7, 23, 5, False)
+    to_the_last_digit(t, 2, 7, 23, 5, True)
 
 
 def _gpt2(part="", n_layers=0, d=0, v=0, context=0, tied=True):
