@@ -32,9 +32,9 @@ class Embedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        table = torch.empty(vocab_size, d_model, device=device, dtype=dtype).normal_(0.0, std)
+        table = torch.empty(vocab_size, d_model, device=device, dtype=dtype).normal_(std=std)
         if padding_idx is not None:
-            table[padding_idx] = 0.0
+            table[padding_idx] = 0
         self.weight = nn.Parameter(table)
         self.padding_idx = padding_idx
 
@@ -57,7 +57,7 @@ class Embedding(nn.Module):
             raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")
         x = self.weight[ids]  # (*shape, D)
         if self.padding_idx is not None:
-            x = x.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+            x = x.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0)
         return x
 
 

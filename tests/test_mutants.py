@@ -41,10 +41,11 @@ EQUIVALENT: dict[str, set[str]] = {
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=2e-06):",
     },
     # The device shows only where there are two; any wrong id may be named, and how many rows there
-    # are is said for the reader's comfort.
+    # are is said for the reader's comfort. The id V is refused by torch's own indexing as well.
     "Embedding": {
-        "table = torch.empty(vocab_size, d_model, device=device, dtype=dtype).normal_(0.0, std)"
-        " -> table = torch.empty(vocab_size, d_model, dtype=dtype).normal_(0.0, std)",
+        "table = torch.empty(vocab_size, d_model, device=device, dtype=dtype).normal_(std=std)"
+        " -> table = torch.empty(vocab_size, d_model, dtype=dtype).normal_(std=std)",
+        "wrong = ids[(ids < 0) | (ids >= rows)] -> wrong = ids[(ids < 0) | (ids > rows)]",
         f"{REFUSE} -> raise IndexError(f'id {{wrong[-1].item()}}, expected 0 to {{rows - 1}}')",
         f"{REFUSE} -> raise IndexError(f'id {{wrong[0].item()}}, expected 0 to {{rows + 1}}')",
         f"{REFUSE} -> raise IndexError(f'id {{wrong[0].item()}}, expected 0 to {{rows - 2}}')",
