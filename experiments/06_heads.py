@@ -132,6 +132,17 @@ def prune(model, choose, judge):
     return {"order": gone, "accuracy": curve}
 
 
+@torch.no_grad()
+def example(model, village):
+    """The first village, and where each head looks in it."""
+    names, hats, related, answers = village
+    _, weights = model(names, hats, related)
+    return {
+        "names": names[0].tolist(), "hats": hats[0].tolist(), "related": related[0].tolist(),
+        "weights": [[[round(w, 3) for w in row] for row in head] for head in weights[0].tolist()],
+    }  # fmt: skip
+
+
 def guess(village):
     """Share of right answers of one who always says the village's most frequent colour."""
     _, hats, _, answers = village
@@ -158,6 +169,8 @@ def main():
                 run["without"] = [accuracy(model, judge, [h]).tolist() for h in range(8)]
                 run["looks"] = looks(model, judge).tolist()
                 run["pruning"] = prune(model, choose, judge)
+            if name == "8 heads" and seed == 0:
+                run["example"] = example(model, judge)
             results.append(run)
             print(f"seed {seed}, {name:22}: {found.mean():6.1%} right", flush=True)
     record(
