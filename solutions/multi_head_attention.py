@@ -16,7 +16,7 @@ def split_heads(x: Float[Tensor, "*batch T D"], n_heads: int) -> Float[Tensor, "
         n_heads: number of heads, H.
 
     Returns:
-        Feature h * K + i of token t, at [..., h, t, i]. Gradients flow back to x.
+        Feature h * K + i of token t, at [..., h, t, i], in the dtype of x. Gradients flow back.
 
     Raises:
         ValueError: D cannot be cut into n_heads equal slices; the message gives both numbers.
@@ -35,11 +35,11 @@ def merge_heads(x: Float[Tensor, "*batch H T K"]) -> Float[Tensor, "*batch T D"]
 
     Args:
         x: H heads of width K for each of T tokens, after any number of leading axes. It may be a
-            transposed or a sliced view.
+            transposed or a sliced view. Left unchanged.
 
     Returns:
-        Tokens of width D = H * K: number i of head h for token t, at [..., t, h * K + i].
-        Gradients flow back to x.
+        Tokens of width D = H * K: number i of head h for token t, at [..., t, h * K + i], in the
+        dtype of x. Gradients flow back.
 
     Source: Vaswani et al. 2017, section 3.2.2 ("Concat").
     """
@@ -120,11 +120,12 @@ def state_from_torch(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state: its state dict. `in_proj_weight` is three (D, D) matrices on top of each other, for
             queries, keys and values in this order, (3D, D), and `in_proj_bias` their biases,
             (3D,). `out_proj.weight` is (D, D), `out_proj.bias` (D,). A layer without bias lacks
-            both biases.
+            both biases. Left unchanged.
 
     Returns:
-        The same numbers as `query.weight`, `key.weight`, `value.weight` and `output.weight`; and,
-        if there are biases, `query.bias`, `key.bias`, `value.bias` and `output.bias`.
+        The same numbers, in their dtype, as `query.weight`, `key.weight`, `value.weight` and
+        `output.weight`; and, if there are biases, `query.bias`, `key.bias`, `value.bias` and
+        `output.bias`.
     """
     renamed = {}
     for kind in ("weight", "bias"):
@@ -150,7 +151,8 @@ def head_contributions(
             output, columns h * K to (h + 1) * K - 1 belong to head h. D need not be H * K.
 
     Returns:
-        The contribution of head h to the output of token t, at [..., h, t, :].
+        The contribution of head h to the output of token t, at [..., h, t, :]; in the dtype of the
+        inputs, to which gradients flow back.
 
     Source: Elhage et al. 2021, "Attention heads are independent and additive".
     """

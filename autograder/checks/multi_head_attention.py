@@ -552,6 +552,22 @@ def heads_meet_in_the_last_token(x):
     return torch.where(last, _plus(x, 0, 1), three_heads(x))
 
 
+def heads_meet_in_the_first_token(x):
+    first = (torch.arange(x.shape[1]) == 0).view(-1, 1)
+    return torch.where(first, _plus(x, 1, 2), three_heads(x))
+
+
+def influences_that_cancel(x):
+    sign = 1 - 2 * (torch.arange(x.shape[1]) % 2).view(-1, 1)  # +, -, +, - along the tokens
+    return three_heads(x) + sign * (_plus(x, 2, 0) - three_heads(x))
+
+
+def last_feature_of_a_head_leaks(x):
+    output = three_heads(x).clone()
+    output[..., x.shape[-1] // 3 - 1] += x[..., -1]  # the last of head 0, the last of head 2
+    return output
+
+
 def a_neighbouring_feature_leaks(x):
     output = three_heads(x).clone()
     width = x.shape[-1] // 3
@@ -590,7 +606,7 @@ def _(t: Trial):
 def _(t: Trial):
     _try(t, first_head_sees_second, second_head_sees_third, second_head_sees_first)
     _try(t, first_head_sees_last, last_head_sees_first)
-    _try(t, a_whisper_between_heads, a_neighbouring_feature_leaks)
+    _try(t, a_whisper_between_heads, a_neighbouring_feature_leaks, last_feature_of_a_head_leaks)
 
 
 @keeps_heads_apart_exercise.group(
@@ -600,6 +616,7 @@ def _(t: Trial):
 )
 def _(t: Trial):
     _try(t, heads_meet_in_the_second_sequence, heads_meet_in_the_last_token)
+    _try(t, heads_meet_in_the_first_token, influences_that_cancel)
     t.same(three_heads, t.randn(2, 4, 12, dtype=torch.float64), 3)
     t.same(three_heads, t.randn(2, 4, 12, dtype=torch.float64), 6)
     t.same(one_head_for_all_features, t.randn(2, 5, 4, dtype=torch.float64), 1)
@@ -633,6 +650,14 @@ def _apart(attend, x, n_heads, heads=None, width=None, atol=1e-6):
 )
 def apart_the_wrong_way_round(attend, x, n_heads):
     return not _apart(attend, x, n_heads)
+
+
+@keeps_heads_apart_exercise.mistake(
+    "Your test cannot fail: it says True whatever `attend` does. That merging undoes splitting "
+    "says nothing about what happens in between. Call `attend`, and look at what it does."
+)
+def there_and_back(attend, x, n_heads):
+    return torch.equal(merge_heads(split_heads(x, n_heads)), x)
 
 
 @keeps_heads_apart_exercise.mistake(
@@ -1928,7 +1953,8 @@ def _(t: Trial):
     t.same(t.randn(2, 1, 5, 6), t.randn(6, 6))
     t.same(t.randn(2, 6, 5, 1), t.randn(6, 6))
     t.same(t.randn(2, 3, 5, 4), t.randn(7, 12))
-    t.same(t.randn(2, 3, 5, 4, dtype=torch.float64), t.randn(20, 12, dtype=torch.float64))
+    wide = t.randn(2, 3, 5, 4, dtype=torch.float64)
+    t.same(wide, t.randn(20, 12, dtype=torch.float64), dtype=True)
 
 
 @head_contributions.group("gradients", points=1, hint="Nothing on the way may be cut off.")
