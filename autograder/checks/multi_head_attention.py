@@ -678,6 +678,18 @@ def first_head_only(attend, x, n_heads):
     return _apart(attend, x, n_heads, heads=[0])
 
 
+@keeps_heads_apart_exercise.mistake(
+    "You changed the slice of head 0 alone. What another head does to its neighbours goes unseen: "
+    "change each in turn."
+)
+def changes_the_first_head_alone(attend, x, n_heads):
+    width = x.shape[-1] // n_heads
+    changed = x.clone()
+    changed[..., :width] += 1.0
+    others = (attend(changed) - attend(x))[..., width:]
+    return bool((others.abs() <= 1e-6).all())
+
+
 @keeps_heads_apart_exercise.mistake("You left out the last head: what it sees goes unseen.")
 def not_the_last_head(attend, x, n_heads):
     return _apart(attend, x, n_heads, heads=range(max(1, n_heads - 1)))
@@ -1987,8 +1999,7 @@ def summed(heads, weight):
 
 
 @head_contributions.mistake(
-    "You return the heads before the tokens' axis is where it belongs: (..., T, H, D) instead of "
-    "(..., H, T, D)."
+    "You return (..., T, H, D). The heads' axis comes before the tokens', (..., H, T, D)."
 )
 def tokens_first(heads, weight):
     return reference.head_contributions(heads, weight).transpose(-3, -2)
