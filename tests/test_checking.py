@@ -233,6 +233,37 @@ def test_a_module_written_as_a_plain_class_is_explained():
     assert "Scale is not an nn.Module" in str(check(Scale, "Scale"))
 
 
+def test_a_module_can_be_required_to_refuse_its_arguments():
+    class Positive(nn.Module):
+        """A module that takes positive numbers alone."""
+
+        def __init__(self, start):
+            super().__init__()
+            if start <= 0:
+                raise ValueError(f"start={start} is not positive")
+
+    class Anything(Positive):
+        def __init__(self, start):
+            nn.Module.__init__(self)
+
+    exercise = Chapter("90_toy", "A toy").exercise(Positive, difficulty=1, minutes=5)
+
+    @exercise.group("refused", points=2)
+    def _(t):
+        t.raises(ValueError, -3, naming="-3")
+
+    @exercise.mistake("You take any number.")
+    def _takes_anything(start):
+        return Anything(start)
+
+    assert exercise.check(Local(Positive)).status == "passed"
+    result = exercise.check(Local(Anything))
+    assert result.groups[0].failure.headline == (
+        "This call should raise ValueError, and returns a result"
+    )
+    assert result.groups[0].diagnosis == "You take any number."
+
+
 def test_every_result_survives_the_way_through_a_notebook():
     for answer in (double, lambda x: x**2, lambda x: 1 / 0, lambda x: None):
         result = check(answer)

@@ -14,6 +14,8 @@ from tests.mutants import mutants
 ROUNDS = "for i in range((x.shape[1] - 1).bit_length()):  # log2(T) rounds, rounded up"
 SAME = "same = torch.allclose(parts, whole, atol=1e-6)"
 END = "if not (same and torch.allclose(end, last, atol=1e-6)):"
+BEFORE, AFTER = "before[..., own]", "attend(changed)[..., own]"
+APART = f"if not torch.allclose({AFTER}, {BEFORE}, atol=1e-6):"
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 
 REFUSE = 'raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")'
@@ -97,6 +99,26 @@ EQUIVALENT: dict[str, set[str]] = {
     "visible_keys": {
         "return [min(i + 1, length) for i in range(t)]"
         " -> return [min(length, i + 1) for i in range(t)]"
+    },
+    # Two axes change places, whichever is named first; a matrix has its last axis at 1.
+    "split_heads": {
+        "return x.transpose(-3, -2)  # (*batch, H, T, K) -> return x.transpose(-2, -3)"
+    },
+    "merge_heads": {
+        "return x.transpose(-3, -2).flatten(-2)  # (*batch, T, H, K) -> (*batch, T, D)"
+        " -> return x.transpose(-2, -3).flatten(-2)"
+    },
+    "head_contributions": {
+        "columns = weight.unflatten(-1, (n_heads, d_head))  # (D, H, K)"
+        " -> columns = weight.unflatten(1, (n_heads, d_head))"
+    },
+    "keeps_heads_apart": {
+        "changed = x + 1.0 -> changed = x - 1.0",
+        "changed = x + 1.0 -> changed = x + 2.0",
+        "changed = x + 1.0 -> changed = x + -1.0",
+        f"{APART} -> if not torch.allclose({AFTER}, {BEFORE}):",
+        f"{APART} -> if not torch.allclose({BEFORE}, {AFTER}, atol=1e-06):",
+        f"{APART} -> if not torch.allclose({AFTER}, {BEFORE}, atol=2e-06):",
     },
 }
 
