@@ -186,16 +186,12 @@ def base_ignored(positions, d_model, base=10_000.0, dtype=torch.float32):
     return _pairs(positions, _frequencies(d_model, 10_000.0), dtype)
 
 
-@sinusoidal_encoding.mistake("You ignore `dtype`: convert the result, `.to(dtype)`.")
+@sinusoidal_encoding.mistake(
+    "You ignore `dtype`: convert the result at the very end, `.to(dtype)`."
+)
 def dtype_ignored(positions, d_model, base=10_000.0, dtype=torch.float32):
     _even(d_model, "d_model")
     return _pairs(positions, _frequencies(d_model, base), torch.float32)
-
-
-@sinusoidal_encoding.mistake("You return float64 numbers: convert the result, `.to(dtype)`.")
-def never_converted(positions, d_model, base=10_000.0, dtype=torch.float32):
-    _even(d_model, "d_model")
-    return _pairs(positions, _frequencies(d_model, base), torch.float64)
 
 
 @sinusoidal_encoding.mistake(
@@ -255,7 +251,7 @@ def with_shifted_sines(positions, d_model, base=10_000.0, dtype=torch.float32):
     rate = torch.tensor(
         [base ** (-(n - n % 2) / d_model) for n in range(d_model)], dtype=torch.float64
     )
-    return torch.sin(positions.unsqueeze(-1) * rate + (j % 2) * (math.pi / 2)).to(dtype)
+    return torch.sin(positions.unsqueeze(-1) * rate + (j % 2).double() * (math.pi / 2)).to(dtype)
 
 
 # ----------------------------------------------------------------------- LearnedPositions
@@ -673,21 +669,12 @@ def scaled_base(positions, d_head, base=10_000.0, scale=1.0):
 
 
 @rope_angles_exercise.mistake(
-    "You computed in float32: the angle 1,000,000 is off by up to 0.03, and the result is to be "
-    "float64."
+    "Something in your computation is float32, as `torch.arange(...) / d_head` is unless you say "
+    "dtype=torch.float64. The angle 1,000,000 is off by up to 0.03, and all are to be float64."
 )
 def in_float32(positions, d_head, base=10_000.0, scale=1.0):
     _even(d_head, "d_head")
     return positions.float()[..., None] / scale * _frequencies(d_head, base).float()
-
-
-@rope_angles_exercise.mistake(
-    "Your frequencies were rounded to float32 on the way: `torch.arange` divided by a number is "
-    "float32 unless you give it dtype=torch.float64."
-)
-def rounded_frequencies(positions, d_head, base=10_000.0, scale=1.0):
-    _even(d_head, "d_head")
-    return _angles(positions.double() / scale, base ** (-torch.arange(0, d_head, 2) / d_head))
 
 
 @rope_angles_exercise.mistake(
@@ -916,7 +903,7 @@ def always_halves(x, angles, interleaved=True):
 
 @apply_rope_exercise.mistake(
     "You take interleaved pairs apart and put them back as halves. Each feature has to return to "
-    "its own place: stack, then flatten."
+    "its own place: stack along a new last axis, `dim=-1`, then flatten."
 )
 def put_back_as_halves(x, angles, interleaved=True):
     if not interleaved:
@@ -933,17 +920,6 @@ def put_back_interleaved(x, angles, interleaved=True):
         return _rope(x, angles, True, _proper)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.stack(_proper(*x.chunk(2, -1), cos, sin), -1).flatten(-2)
-
-
-@apply_rope_exercise.mistake(
-    "You stacked along the wrong axis: the two features of a pair have to be neighbours on the "
-    "last one (`dim=-1`) before you flatten."
-)
-def stacked_before_the_last(x, angles, interleaved=True):
-    if not interleaved:
-        return _rope(x, angles, False, _proper)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.stack(_proper(x[..., 0::2], x[..., 1::2], cos, sin), -2).flatten(-2)
 
 
 @apply_rope_exercise.mistake(
@@ -1156,6 +1132,39 @@ def sign_of_parity(x, positions):
     return x * (1 - 2 * (positions % 2)).double()[:, None]
 
 
+def quarter_turns(x, positions):
+    """RoPE by right angles, without any rounding: (a, b), (-b, a), (-a, -b), (b, -a)."""
+    a, b, turns = x[:, 0::2], x[:, 1::2], (positions % 4)[:, None]
+    cos, sin = (turns == 0) * 1.0 - (turns == 2) * 1.0, (turns == 1) * 1.0 - (turns == 3) * 1.0
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def louder_at_odd_positions(x, positions):
+    """At odd distances one of the two is louder, at even ones both or none."""
+    return x * (1 + 0.5 * (positions % 2)).double()[:, None]
+
+
+def a_feature_that_wakes_up(x, positions):
+    """The last feature is silent at positions 0 and 1."""
+    awake = torch.ones(len(x), x.shape[-1], dtype=x.dtype)
+    awake[:, -1] = (positions >= 2).double()
+    return x * awake
+
+
+def a_note_in_the_last_feature(x, positions):
+    """The position's sine, added to the last feature."""
+    note = torch.zeros(len(x), x.shape[-1], dtype=x.dtype)
+    note[:, -1] = positions.double().sin()
+    return x + note
+
+
+def sheared(x, positions):
+    """The farther on, the more of feature 1 is added to feature 0."""
+    more = torch.zeros(len(x), x.shape[-1], dtype=x.dtype)
+    more[:, 0] = positions * x[:, 1]
+    return x + more
+
+
 sees_only_distance_exercise = chapter.exercise(sees_only_distance, difficulty=3, minutes=11)
 
 
@@ -1174,6 +1183,9 @@ def _(t: Trial):
     _ask(t, rope_interleaved, no_positions, mirrored)
     t.same(rope_in_halves, 30 * t.randn(4, dtype=torch.float64), t.randn(4).double(), 40)
     _ask(t, sign_of_parity)
+    t.same(quarter_turns, *(t.randint(1, 9, (2, 4)) * t.choice([1, -1])).double(), 9)
+    same = t.randn(6, dtype=torch.float64)
+    t.same(rope_interleaved, same, same, 10)
 
 
 @sees_only_distance_exercise.group(
@@ -1184,7 +1196,12 @@ def _(t: Trial):
 )
 def _(t: Trial):
     _ask(t, sinusoids_added, growing, turned_by_squares, rope_that_stops, rope_that_starts_again)
-    _ask(t, rope_interleaved)
+    _ask(t, louder_at_odd_positions, a_feature_that_wakes_up, rope_interleaved)
+    q, k = t.randn(2, 6, dtype=torch.float64)
+    q[1] = 0  # what the key alone has in it, the query does not show
+    t.same(sheared, q, k, 12)
+    q[-1] = k[-1] = 0
+    t.same(a_note_in_the_last_feature, q, k, 12)
 
 
 @sees_only_distance_exercise.group(
@@ -1308,8 +1325,7 @@ def query_alone(place, q, k, length):
     "You compared the query with itself. Query and key are two vectors."
 )
 def query_with_query(place, q, k, length):
-    table = _table(place, q, q, length)
-    return torch.allclose(table, table.T, rtol=0, atol=1e-9) and _constant(_diagonals(table, [0]))
+    return _constant(_diagonals(_table(place, q, q, length)))
 
 
 @sees_only_distance_exercise.alternative
@@ -1403,9 +1419,9 @@ def _(t: Trial):
     hint="Each head needs an even number of rows: compare len(weight) with 2 * n_heads.",
 )
 def _(t: Trial):
-    t.raises(ValueError, t.randn(14, 3), 4, naming="14")
-    t.raises(ValueError, t.randn(14, 3), 4, naming="4")
-    t.raises(ValueError, t.randn(15, 2), 5, naming="15")
+    t.raises(ValueError, t.randn(15, 3), 2, naming="15")
+    t.raises(ValueError, t.randn(15, 3), 2, naming="2")
+    t.raises(ValueError, t.randn(21, 2), 3, naming="21")
 
 
 def _reordered(weight, n_heads, rule, refuse=True):
@@ -1713,7 +1729,7 @@ def with_ranges(n_heads):
     while 2 * p <= n_heads:
         p *= 2
     few = torch.arange(1, p + 1) * 8 / p
-    many = torch.arange(1, 2 * (n_heads - p), 2) * 4 / p
+    many = torch.arange(1, 2 * (n_heads - p) + 1, 2) * 4 / p
     return torch.exp2(-torch.cat([few, many]))
 
 
