@@ -779,6 +779,7 @@ def _(t: Trial):
     for interleaved in (True, False):
         t.same(*_turned(t, 2, 3, 5, 8, angles=(2, 1, 5, 4)), interleaved)
         t.same(*_turned(t, 2, 5, 6, angles=(2, 5, 3)), interleaved)
+        t.same(*_turned(t, 2, 4, 4, 6), interleaved)  # as many heads as tokens
         t.same(*_turned(t, 3, 5, 6, angles=(1, 3)), interleaved)
         t.same(*_turned(t, 1, 1, 4), interleaved)
         t.same(*_turned(t, 6, angles=(3,)), interleaved)
@@ -1165,6 +1166,34 @@ def sheared(x, positions):
     return x + more
 
 
+def _any_table(x, positions, t, s):
+    """Scores cos(0.7 (t - s)), but for one pair of positions, where a hundredth is added.
+
+    The scheme knows a query by its positive first feature. It turns query t into row t of the table
+    of scores, and key s into the unit vector s.
+    """
+    at = torch.arange(x.shape[-1])
+    table = (0.7 * (at[:, None] - at)).double().cos()
+    table[t, s] += 0.01
+    unit = torch.eye(x.shape[-1], dtype=x.dtype)
+    return torch.where(x[:, :1] > 0, table[positions], unit[positions])
+
+
+def off_where_the_key_comes_later(x, positions):
+    """One score is off: of query 2 for key 9."""
+    return _any_table(x, positions, 2, 9)
+
+
+def off_where_the_key_came_long_before(x, positions):
+    """One score is off: of query 10 for key 0."""
+    return _any_table(x, positions, 10, 0)
+
+
+def off_in_the_middle(x, positions):
+    """One score is off: of query 6 for key 4."""
+    return _any_table(x, positions, 6, 4)
+
+
 sees_only_distance_exercise = chapter.exercise(sees_only_distance, difficulty=3, minutes=11)
 
 
@@ -1186,6 +1215,8 @@ def _(t: Trial):
     t.same(quarter_turns, *(t.randint(1, 9, (2, 4)) * t.choice([1, -1])).double(), 9)
     same = t.randn(6, dtype=torch.float64)
     t.same(rope_interleaved, same, same, 10)
+    same[1] = 0  # these two vectors it leaves alone
+    t.same(sheared, same, same, 10)
 
 
 @sees_only_distance_exercise.group(
@@ -1211,8 +1242,11 @@ def _(t: Trial):
 )
 def _(t: Trial):
     _ask(t, one_position_misplaced, the_last_misplaced, the_first_misplaced, a_faint_sinusoid)
-    if t.graded:
-        _ask(t, rope_in_halves)
+    q, k = t.rand(2, 12, dtype=torch.float64) + 0.1
+    for place in (
+        off_where_the_key_comes_later, off_where_the_key_came_long_before, off_in_the_middle
+    ):  # fmt: skip
+        t.same(place, q, -k, 12)
 
 
 def _table(place, q, k, length):
@@ -1246,6 +1280,29 @@ def distance_0_alone(place, q, k, length):
 @sees_only_distance_exercise.mistake("You looked at a single distance. Try them all.")
 def distance_1_alone(place, q, k, length):
     return _constant(_diagonals(_table(place, q, k, length), [-1]))
+
+
+@sees_only_distance_exercise.mistake(
+    "You looked at keys before the query only. A key may stand after it: both triangles count."
+)
+def keys_before_alone(place, q, k, length):
+    return _constant(_diagonals(_table(place, q, k, length), range(1 - length, 1)))
+
+
+@sees_only_distance_exercise.mistake(
+    "You compared sums over the table. Differences cancel in a sum: compare entry by entry."
+)
+def compared_sums(place, q, k, length):
+    table = _table(place, q, k, length)
+    return abs((table[1:, 1:].sum() - table[:-1, :-1].sum()).item()) <= 1e-6
+
+
+@sees_only_distance_exercise.mistake(
+    "You left out the longer distances. All from 1 - length to length - 1 count."
+)
+def short_distances(place, q, k, length):
+    half = length // 2
+    return _constant(_diagonals(_table(place, q, k, length), range(-half, half + 1)))
 
 
 @sees_only_distance_exercise.mistake(
@@ -1377,6 +1434,7 @@ def _(t: Trial):
     t.same(t.randn(12, 5), 2)
     t.same(t.randn(24, 7), 3)
     t.same(t.randn(8, 3), 4)
+    t.same(t.randn(40, 3), 5)
     if t.graded:
         t.same(t.randn(40, 3), t.choice([2, 4, 5]))
 
@@ -1409,7 +1467,7 @@ def _(t: Trial):
         q, k = ((x @ w.T).unflatten(-1, (heads, width)).transpose(0, 1) for w in (w_q, w_k))
         return apply_rope(q, angles, interleaved) @ apply_rope(k, angles, interleaved).mT
 
-    found = scores(*(t.call(w, heads) for w in weights), False)
+    found = scores(*(t.call(w, heads).double() for w in weights), False)
     t.equal(found, scores(*weights, True), "The scores should be those of the old weights")
 
 
