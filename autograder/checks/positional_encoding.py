@@ -23,7 +23,7 @@ def _even(width, name):
 
 # -------------------------------------------------------------------- sinusoidal_encoding
 
-sinusoidal_encoding = chapter.exercise(reference.sinusoidal_encoding, difficulty=3, minutes=12)
+sinusoidal_encoding = chapter.exercise(reference.sinusoidal_encoding, difficulty=3, minutes=10)
 
 
 @sinusoidal_encoding.group(
@@ -256,7 +256,7 @@ def with_shifted_sines(positions, d_model, base=10_000.0, dtype=torch.float32):
 
 # ----------------------------------------------------------------------- LearnedPositions
 
-LearnedPositions = chapter.exercise(reference.LearnedPositions, difficulty=2, minutes=8)
+LearnedPositions = chapter.exercise(reference.LearnedPositions, difficulty=2, minutes=7)
 
 
 @LearnedPositions.group(
@@ -547,7 +547,7 @@ class WithIndexSelect(nn.Module):
 
 # ---------------------------------------------------------------------------- rope_angles
 
-rope_angles_exercise = chapter.exercise(reference.rope_angles, difficulty=2, minutes=7)
+rope_angles_exercise = chapter.exercise(reference.rope_angles, difficulty=2, minutes=6)
 
 
 @rope_angles_exercise.group(
@@ -1194,7 +1194,7 @@ def off_in_the_middle(x, positions):
     return _any_table(x, positions, 6, 4)
 
 
-sees_only_distance_exercise = chapter.exercise(sees_only_distance, difficulty=3, minutes=11)
+sees_only_distance_exercise = chapter.exercise(sees_only_distance, difficulty=3, minutes=10)
 
 
 def _ask(t: Trial, *schemes: Callable) -> None:
@@ -1421,7 +1421,7 @@ def by_shifting(place, q, k, length):
 
 # ------------------------------------------------------------------------------ to_halves
 
-to_halves = chapter.exercise(reference.to_halves, difficulty=3, minutes=10)
+to_halves = chapter.exercise(reference.to_halves, difficulty=3, minutes=9)
 
 
 @to_halves.group(
@@ -1599,7 +1599,7 @@ def with_slices(weight, n_heads):
 
 # --------------------------------------------------------------------------- alibi_slopes
 
-alibi_slopes = chapter.exercise(reference.alibi_slopes, difficulty=3, minutes=10)
+alibi_slopes = chapter.exercise(reference.alibi_slopes, difficulty=3, minutes=9)
 
 
 @alibi_slopes.group(
@@ -1793,7 +1793,7 @@ def with_ranges(n_heads):
 
 # ----------------------------------------------------------------------------- alibi_bias
 
-alibi_bias = chapter.exercise(reference.alibi_bias, difficulty=2, minutes=8)
+alibi_bias = chapter.exercise(reference.alibi_bias, difficulty=2, minutes=7)
 
 
 @alibi_bias.group(
@@ -2001,7 +2001,7 @@ def rope_step(
     return output, keys, values
 
 
-rope_step_exercise = chapter.exercise(rope_step, difficulty=4, minutes=14, mend="handed_out")
+rope_step_exercise = chapter.exercise(rope_step, difficulty=4, minutes=13, mend="handed_out")
 
 
 def _text(t: Trial, *batch: int, length: int):
