@@ -17,6 +17,8 @@ END = "if not (same and torch.allclose(end, last, atol=1e-6)):"
 BEFORE, AFTER = "before[..., own]", "attend(changed)[..., own]"
 APART = f"if not torch.allclose({AFTER}, {BEFORE}, atol=1e-6):"
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
+OUTSIDE = 'f"position {positions[outside][0].item()} is not in the table: "'
+DIAGONALS = "return torch.allclose(scores[1:, 1:], scores[:-1, :-1], rtol=0, atol=1e-6)"
 
 REFUSE = 'raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")'
 
@@ -119,6 +121,45 @@ EQUIVALENT: dict[str, set[str]] = {
         f"{APART} -> if not torch.allclose({AFTER}, {BEFORE}):",
         f"{APART} -> if not torch.allclose({BEFORE}, {AFTER}, atol=1e-06):",
         f"{APART} -> if not torch.allclose({AFTER}, {BEFORE}, atol=2e-06):",
+    # Whole numbers times float64 are float64.
+    "sinusoidal_encoding": {
+        "i = torch.arange(d_model // 2, dtype=torch.float64, device=positions.device)"
+        " -> i = torch.arange(d_model // 2, dtype=torch.float64)",
+        "angles = positions.double().unsqueeze(-1) * base ** (-2 * i / d_model)  # (*shape, D/2)"
+        " -> angles = positions.unsqueeze(-1) * base ** (-2 * i / d_model)",
+    },
+    # Of several positions outside, the message may give any.
+    "LearnedPositions": {
+        "self.weight = nn.Parameter("
+        "torch.empty(max_length, d_model, device=device, dtype=dtype))"
+        " -> self.weight = nn.Parameter(torch.empty(max_length, d_model, dtype=dtype))",
+        f"{OUTSIDE} -> raise ValueError(f'position {{positions[outside][0]}}"
+        " is not in the table: max_length={len(self.weight)}')",
+        f"{OUTSIDE} -> raise ValueError(f'position {{positions[outside][-1].item()}}"
+        " is not in the table: max_length={len(self.weight)}')",
+    },
+    "rope_angles": {
+        "i = torch.arange(d_head // 2, dtype=torch.float64, device=positions.device)"
+        " -> i = torch.arange(d_head // 2, dtype=torch.float64)"
+    },
+    # Rounding is far below 1e-6, and no scheme departs by so little.
+    "sees_only_distance": {
+        f"{DIAGONALS} -> return torch.allclose(scores[1:, 1:], scores[:-1, :-1], atol=1e-06)",
+        f"{DIAGONALS} -> return torch.allclose(scores[1:, 1:], scores[:-1, :-1], rtol=0)",
+        f"{DIAGONALS}"
+        " -> return torch.allclose(scores[:-1, :-1], scores[1:, 1:], rtol=0, atol=1e-06)",
+        f"{DIAGONALS}"
+        " -> return torch.allclose(scores[1:, 1:], scores[:-1, :-1], rtol=0, atol=2e-06)",
+    },
+    "to_halves": {
+        "return pairs.transpose(1, 2).reshape(weight.shape)"
+        "  # (H, 2, K/2, *rest) -> (HK, *rest)"
+        " -> return pairs.transpose(2, 1).reshape(weight.shape)"
+    },
+    # As many are cut off from the longer list.
+    "alibi_slopes": {
+        "exponents += [8 * (h + 1) / (2 * p) for h in range(0, 2 * p, 2)][: n_heads - p]"
+        " -> exponents += [8 * (h + 1) / (2 * p) for h in range(0, 3 * p, 2)][:n_heads - p]"
     },
 }
 
