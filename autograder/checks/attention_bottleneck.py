@@ -768,13 +768,14 @@ def _(t: Trial):
     q, k, v = qkv(t, queries=6, dtype=torch.float64)
     for recompute in (True, False):
         _log.clear()
-        t.same_gradients(q, k, v, chunk=2, recompute=recompute, attend=logged)
+        asked = {"recompute": True} if recompute else {}
+        t.same_gradients(q, k, v, chunk=2, attend=logged, **asked)
         # Three chunks: the reference forward, theirs forward, the reference and back, theirs and
         # back. (Each gradient is logged as well.)
         backward = 3 if recompute else 0
         t.require(
             _log.count("call") == 12 + 2 * backward,
-            f"With `recompute={recompute}`, attend should be called "
+            f"With{'' if recompute else 'out'} `recompute=True`, attend should be called "
             + ("once more for each chunk, on the way back" if recompute else "once for each chunk"),
         )
         theirs = "".join(entry[0] for entry in _log[-3 - backward :])
