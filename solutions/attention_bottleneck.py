@@ -84,7 +84,7 @@ def attention_memory(
     Returns:
         Bytes of a score for each sequence, head, query that is processed at once, and key.
 
-    Source: Rabe and Staats 2021, section 1.
+    Source: Rabe and Staats 2021, who show that it need not grow so.
     """
     s = t if s is None else s
     rows = t if chunk is None else min(chunk, t)
@@ -152,7 +152,7 @@ def chunked_attention(
         ValueError: chunk is less than 1; the message gives it. Or causal, with more queries than
             keys; the message gives both numbers.
 
-    Source: Rabe and Staats 2021, section 3, with all keys at once; Chen et al. 2016 (recompute).
+    Source: Rabe and Staats 2021 (who cut the keys as well); Chen et al. 2016 (recompute).
     """
     t, s = q.shape[-2], k.shape[-2]
     if chunk < 1:
