@@ -712,14 +712,15 @@ _held: list[weakref.ref] = []
 def weights_still_held(q, k, v, mask=None):
     """Attention whose outputs are 1 where the weights of the call before last still exist.
 
-    Where the caller lives in another process that cannot be seen, and they are 0.
+    Where the caller lives in another process that cannot be seen, and they are 0. (A call from
+    there comes with a graph, which holds the weights here.)
     """
     if q.flatten()[0] == 0:  # the first chunk
         _held.clear()
     output, weights = masked_attention(q, k, v, mask)
     alive = sum(held() is not None for held in _held)
     _held.append(weakref.ref(weights))
-    return output * 0 + float(alive > 1), weights
+    return output.detach() * 0 + float(alive > 1 and not q.requires_grad), weights
 
 
 @chunked_attention.group(
