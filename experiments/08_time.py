@@ -4,10 +4,20 @@ One layer of width 128 with two heads, on one core: its products of each token w
 and attention written in four ways. Each round draws new inputs and measures every way at every
 length once, in an order of its own, so that a busy moment of the machine does not hit one way
 alone. Seconds are those that the processor spent on this process; waiting for other programs does
-not count. A run of less than 0.1 s is repeated within the round, and its fastest counts. Three
-minutes on one core.
+not count. A run of less than 0.1 s is repeated within the round, and its fastest counts.
+
+The plain way is measured once more, at some lengths, in a process whose C library keeps the memory
+that it has and does not give large pieces back to the operating system after each operation
+(glibc, on Linux).
+
+Under two minutes on one core.
 """
 
+import argparse
+import json
+import os
+import subprocess
+import sys
 import time
 
 import torch
@@ -18,10 +28,12 @@ from solutions.attention_bottleneck import chunked_attention, fit_exponent
 from solutions.masking import masked_attention
 
 ROUNDS = list(range(5))
-LENGTHS = [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+LENGTHS = [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192]
 WIDTH, HEADS, CHUNK = 128, 2, 128
-FITTED_FROM = 1024  # below it, what a call costs by itself shows
+KEPT_LENGTHS = [1024, 2048, 4096]
+FITTED_FROM = 2048  # below it, what a call costs by itself shows
 SHORTEST = 0.1  # seconds
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
 
 def ways(n, generator):
@@ -55,10 +67,31 @@ def seconds(run):
     return min(found)
 
 
-@torch.no_grad()
+def plain(seed):
+    """Seconds of the plain way at some lengths, the longest first, each after two other runs."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for n in sorted(KEPT_LENGTHS, reverse=True):
+        run = ways(n, generator)["plain"]
+        run()
+        run()
+        found[n] = seconds(run)
+    return [found[n] for n in KEPT_LENGTHS]
+
+
+def plain_with_memory_kept(seed):
+    """The same in a process of its own, whose C library was told to keep its memory."""
+    code = [sys.executable, __file__, "--plain", str(seed)]
+    found = subprocess.run(
+        code, capture_output=True, text=True, check=True, env={**os.environ, **KEEP}
+    )
+    return json.loads(found.stdout)
+
+
 def main():
     torch.set_num_threads(1)
-    runs = {}
+    runs, kept = {}, []
     for seed in ROUNDS:
         generator = torch.Generator().manual_seed(seed)
         names = list(ways(8, generator))
@@ -67,6 +100,7 @@ def main():
             n, name = jobs[i]
             run = ways(n, generator)[name]
             runs.setdefault(name, {}).setdefault(n, []).append(seconds(run))
+        kept.append(plain_with_memory_kept(seed))
         print(f"round {seed + 1} of {len(ROUNDS)}")
     for name in names:
         fitted = [n for n in LENGTHS if n >= FITTED_FROM]
@@ -78,10 +112,21 @@ def main():
         settings={
             "lengths": LENGTHS, "width": WIDTH, "heads": HEADS, "feed_forward": 4 * WIDTH,
             "chunk": CHUNK, "fitted_from": FITTED_FROM, "dtype": "float32", "threads": 1,
+            "kept_lengths": KEPT_LENGTHS,
         },
-        results={name: [runs[name][n] for n in LENGTHS] for name in names},
+        results={
+            "runs": {name: [runs[name][n] for n in LENGTHS] for name in names},
+            "plain, memory kept": [list(run) for run in zip(*kept)],
+        },
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plain", type=int, metavar="SEED")
+    asked = parser.parse_args().plain
+    with torch.no_grad():
+        if asked is None:
+            main()
+        else:
+            print(json.dumps(plain(asked)))
