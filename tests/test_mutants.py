@@ -22,6 +22,13 @@ DIAGONALS = "return torch.allclose(scores[1:, 1:], scores[:-1, :-1], rtol=0, ato
 
 REFUSE = 'raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")'
 
+RECTANGLE = "causal_mask(stop - start, end"
+APART = "not torch.allclose(attend(q, k, v, chunk)"
+ANY = f"return any(({APART}"
+SIZES = "for chunk in range(1, q.shape[1]"
+DX, DY, SQUARES = "((x - x.mean())", "(y - y.mean())", "(x - x.mean()).square().sum()"
+MEDIANS = "[statistics.median(run) for run in runs]"
+
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
     # It sets a flag on the caller's tensor, whose numbers stay.
@@ -160,6 +167,46 @@ EQUIVALENT: dict[str, set[str]] = {
     "alibi_slopes": {
         "exponents += [8 * (h + 1) / (2 * p) for h in range(0, 2 * p, 2)][: n_heads - p]"
         " -> exponents += [8 * (h + 1) / (2 * p) for h in range(0, 3 * p, 2)][:n_heads - p]"
+    # The order of the arguments of min and max.
+    "attention_memory": {
+        "rows = t if chunk is None else min(chunk, t)"
+        " -> rows = t if chunk is None else min(t, chunk)"
+    },
+    "largest_context": {
+        "return whole if chunk is None else max(whole, numbers // chunk)"
+        " -> return whole if chunk is None else max(numbers // chunk, whole)"
+    },
+    "chunked_attention": {
+        "stop = min(start + chunk, t) -> stop = min(t, start + chunk)",
+        "triangle = causal_mask(stop - start, end, device=q.device)"
+        " -> triangle = causal_mask(stop - start, end)",
+    },
+    "chunked_entropy": {
+        "stop = min(start + chunk, t) -> stop = min(t, start + chunk)",
+        f"weights = masked_softmax(scores, {RECTANGLE}, device=q.device))"
+        f" -> weights = masked_softmax(scores, {RECTANGLE}))",
+    },
+    # All chunks may be compared with any of them, and rounding is smaller than a slip.
+    "depends_on_chunk": {
+        "whole = attend(q, k, v, q.shape[1]) -> whole = attend(q, k, v, q.shape[2])",
+        "whole = attend(q, k, v, q.shape[1]) -> whole = attend(q, k, v, q.shape[0])",
+        f"{APART}, whole, atol=1e-6) -> {ANY}, whole) {SIZES} + 2)))",
+        f"{APART}, whole, atol=1e-6) -> return any((not torch.allclose(whole, "
+        f"attend(q, k, v, chunk), atol=1e-06) {SIZES} + 2)))",
+        f"{APART}, whole, atol=1e-6) -> {ANY}, whole, atol=2e-06) {SIZES} + 2)))",
+        f"for chunk in range(1, q.shape[1] + 2) -> {ANY}, whole, atol=1e-06) {SIZES} + 3)))",
+    },
+    # The deviations of either side add up to zero; digits and types are not promised.
+    "fit_exponent": {
+        f"exponent = {DX} * {DY}).sum() / {SQUARES} -> exponent = {DX} * (y + y.mean())).sum() / "
+        f"{SQUARES}",
+        f"exponent = {DX} * {DY}).sum() / {SQUARES} -> exponent = ((x + x.mean()) * {DY}).sum() / "
+        f"{SQUARES}",
+        "return exponent.item(), factor.item() -> return (exponent, factor.item())",
+        "return exponent.item(), factor.item() -> return (exponent.item(), factor)",
+        "x = torch.tensor(lengths, dtype=torch.float64).log() -> x = torch.tensor(lengths).log()",
+        f"y = torch.tensor({MEDIANS}, dtype=torch.float64).log()"
+        f" -> y = torch.tensor({MEDIANS}).log()",
     },
 }
 
