@@ -222,10 +222,18 @@ class Trial(Inputs):
         self._gradients(None, args, kwargs, tol)
 
     def raises(self, error: type[Exception], *args: Any, naming: str = "", **kwargs: Any) -> None:
-        """Require that the call raises `error` (or a subclass), its message holding `naming`."""
-        self._raises(
-            error, naming, self._text(args, kwargs), lambda: self._call(None, args, kwargs)
-        )
+        """Require that the call raises `error` (or a subclass), its message holding `naming`.
+
+        For a module, the call is that of its constructor.
+        """
+
+        def run() -> Any:
+            if not isinstance(self.exercise.reference, type):
+                return self._call(None, args, kwargs)
+            self.subject.build(args, kwargs, self.noise)
+            return "a module"  # which itself is no plain data
+
+        self._raises(error, naming, self._text(args, kwargs), run)
 
     def unchanged(self, *args: Any, **kwargs: Any) -> None:
         """Require that the call leaves its inputs as they were."""
