@@ -207,7 +207,8 @@ def main():
         settings={
             "width": WIDTH, "heads": HEADS, "blocks": BLOCKS, "length": LENGTH, "steps": STEPS,
             "batch": BATCH, "warmup": WARMUP, "rates": RATES, "tuning_seeds": TUNING,
-            "tests": TESTS, "optimizer": "AdamW", "plain": PLAIN, "gated": GATED, "letters": len(names),
+            "tests": TESTS, "optimizer": "AdamW", "plain": PLAIN, "gated": GATED,
+            "letters": len(names),
             "text": len(data) + len(held_out), "layer_parameters": weights, "parameters": whole,
         },
         results={

@@ -94,8 +94,9 @@ class FeedForward(nn.Module):
         if activation not in known:
             raise ValueError(f"activation={activation!r}, expected one of {', '.join(known)}")
         self.activation = known[activation]
-        self.w_in = nn.Linear(d_model, d_ff, bias=bias, device=device, dtype=dtype)
-        self.w_out = nn.Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
+        options = {"bias": bias, "device": device, "dtype": dtype}
+        self.w_in = nn.Linear(d_model, d_ff, **options)
+        self.w_out = nn.Linear(d_ff, d_model, **options)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Transform.
