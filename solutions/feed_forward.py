@@ -92,7 +92,7 @@ class FeedForward(nn.Module):
         super().__init__()
         known = {"relu": torch.relu, "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh")}
         if activation not in known:
-            raise ValueError(f"activation={activation!r}, expected one of {', '.join(known)}")
+            raise ValueError(f"activation={activation!r}, expected one of {list(known)}")
         self.activation = known[activation]
         options = {"bias": bias, "device": device, "dtype": dtype}
         self.w_in = nn.Linear(d_model, d_ff, **options)

@@ -12,6 +12,7 @@ from autograder.subjects import Local
 from tests.mutants import mutants
 
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
+ALONE = "if not torch.allclose(alone, together[b : b + 1, t : t + 1], atol=1e-6):"
 
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
@@ -37,6 +38,10 @@ EQUIVALENT: dict[str, set[str]] = {
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t]):",
         f"{CLOSE} -> if not torch.allclose(before[:, :t], attend(changed)[:, :t], atol=1e-06):",
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=2e-06):",
+    },
+    "is_per_token": {
+        f"{ALONE} -> if not torch.allclose(together[b:b + 1, t:t + 1], alone, atol=1e-06):",
+        f"{ALONE} -> if not torch.allclose(alone, together[b:b + 1, t:t + 1], atol=2e-06):",
     },
     "visible_keys": {
         "return [min(i + 1, length) for i in range(t)]"

@@ -812,7 +812,7 @@ def softmax_over_the_width(x):
 
 
 def rounds_with_the_length(x):
-    return x.tanh() * (1 + 1e-9 * x.shape[1])
+    return 0.01 * x.tanh() + 1e-7 * x.shape[1]
 
 
 def attention(x):
@@ -873,6 +873,10 @@ def second_sequence_differs(x):
     return x * (1 + 0.1 * (torch.arange(len(x)) == 1)).view(-1, 1, 1).to(x.dtype)
 
 
+def last_of_five_sequences_differs(x):
+    return x * (1 + 0.1 * (torch.arange(len(x)) == 4)).view(-1, 1, 1).to(x.dtype)
+
+
 def third_token_hears_the_fifth(x):
     heard = torch.zeros_like(x)
     if x.shape[1] > 4:
@@ -922,6 +926,7 @@ def _(t: Trial):
 def _(t: Trial):
     _try(t, normalised_over_the_batch, second_sequence_differs)
     _try(t, first_sequence_hears_the_second, second_sequence_hears_the_first)
+    t.same(last_of_five_sequences_differs, t.randn(5, 2, 3, dtype=torch.float64))
 
 
 @is_per_token_exercise.group(
