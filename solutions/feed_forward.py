@@ -27,7 +27,8 @@ def collapse(
         b_out: bias of the second layer.
 
     Returns:
-        weight and bias of one layer, in the same layout, in the dtype of the arguments.
+        weight and bias of one layer, in the same layout, in the dtype of the arguments; gradients
+        flow back to these.
     """
     return w_out @ w_in, w_out @ b_in + b_out
 
