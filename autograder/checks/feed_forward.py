@@ -479,7 +479,7 @@ def _(t: Trial):
 def _(t: Trial):
     t.model(6, 10).same(2 * t.randn(2, 5, 6))
     t.model(7, 3).same(2 * t.randn(3, 4, 7))
-    t.model(5, 8, "relu", dtype=torch.float64).same(5 * t.randn(2, 3, 5, dtype=torch.float64))
+    t.model(5, 8, "relu").same(5 * t.randn(2, 3, 5))
 
 
 @FeedForward.group(
@@ -489,8 +489,8 @@ def _(t: Trial):
 )
 def _(t: Trial):
     for activation in ("gelu", "gelu_tanh"):
-        m = t.model(6, 10, activation=activation, dtype=torch.float64)
-        m.same(4 * t.randn(2, 5, 6, dtype=torch.float64))
+        t.model(6, 10, activation=activation).same(4 * t.randn(3, 9, 6))
+        t.model(5, 16, activation).same(3 * t.randn(2, 12, 5))
 
 
 @FeedForward.group(
@@ -509,10 +509,10 @@ def _(t: Trial):
     hint="`nn.Linear` acts on the last axis and leaves the others alone. So should the layer.",
 )
 def _(t: Trial):
-    m = t.model(6, 10, dtype=torch.float64)
-    x = t.randn(2, 3, 5, 6, dtype=torch.float64)
+    m = t.model(6, 10)
+    x = t.randn(2, 3, 5, 6)
     together = m.same(x)
-    m.same(t.randn(6, dtype=torch.float64))
+    m.same(t.randn(6))
     t.equal(
         m.call(x[1:, 2, 3]),
         together[1:, 2, 3],
@@ -522,9 +522,8 @@ def _(t: Trial):
 
 @FeedForward.group("gradients reach every parameter", points=1)
 def _(t: Trial):
-    t.model(6, 10, dtype=torch.float64).same_gradients(t.randn(2, 5, 6, dtype=torch.float64))
-    m = t.model(4, 7, "gelu_tanh", False, dtype=torch.float64)
-    m.same_gradients(t.randn(3, 4, dtype=torch.float64))
+    t.model(6, 10).same_gradients(t.randn(2, 5, 6))
+    t.model(4, 7).same_gradients(t.randn(3, 4))
 
 
 @FeedForward.group(
@@ -1338,9 +1337,9 @@ def _(t: Trial):
 )
 def _(t: Trial):
     t.model(6, 10).same(3 * t.randn(2, 5, 6))
-    t.model(7, 4, dtype=torch.float64).same(3 * t.randn(3, 2, 7, dtype=torch.float64))
+    t.model(7, 4).same(3 * t.randn(3, 2, 7))
     if t.graded:
-        t.model(5, 12, dtype=torch.float64).same(6 * t.randn(4, 3, 5, dtype=torch.float64))
+        t.model(5, 12).same(6 * t.randn(4, 3, 5))
 
 
 @SwiGLU.group(
@@ -1349,10 +1348,10 @@ def _(t: Trial):
     hint="`nn.Linear` acts on the last axis and leaves the others alone. So should the layer.",
 )
 def _(t: Trial):
-    m = t.model(6, 10, dtype=torch.float64)
-    x = 2 * t.randn(2, 3, 5, 6, dtype=torch.float64)
+    m = t.model(6, 10)
+    x = 2 * t.randn(2, 3, 5, 6)
     together = m.same(x)
-    m.same(t.randn(6, dtype=torch.float64))
+    m.same(t.randn(6))
     t.equal(
         m.call(x[1:, 2, 3]),
         together[1:, 2, 3],
@@ -1362,8 +1361,7 @@ def _(t: Trial):
 
 @SwiGLU.group("gradients reach every parameter", points=1)
 def _(t: Trial):
-    m = t.model(6, 10, dtype=torch.float64)
-    m.same_gradients(2 * t.randn(2, 5, 6, dtype=torch.float64))
+    t.model(6, 10).same_gradients(2 * t.randn(2, 5, 6))
 
 
 class _Gated(reference.SwiGLU):
