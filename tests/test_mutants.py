@@ -28,6 +28,7 @@ ANY = f"return any(({APART}"
 SIZES = "for chunk in range(1, q.shape[1]"
 DX, DY, SQUARES = "((x - x.mean())", "(y - y.mean())", "(x - x.mean()).square().sum()"
 MEDIANS = "[statistics.median(run) for run in runs]"
+ALONE = "if not torch.allclose(alone, together[b : b + 1, t : t + 1], atol=1e-6):"
 
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
@@ -104,6 +105,9 @@ EQUIVALENT: dict[str, set[str]] = {
     "tied_model": {
         "head = nn.Linear(d_model, vocab_size, bias=False)"
         " -> head = nn.Linear(vocab_size, d_model, bias=False)"
+    "is_per_token": {
+        f"{ALONE} -> if not torch.allclose(together[b:b + 1, t:t + 1], alone, atol=1e-06):",
+        f"{ALONE} -> if not torch.allclose(alone, together[b:b + 1, t:t + 1], atol=2e-06):",
     },
     "visible_keys": {
         "return [min(i + 1, length) for i in range(t)]"
