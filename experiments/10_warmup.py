@@ -4,7 +4,8 @@ A model of eight layers learns the language of chapter 05: eight letters, of whi
 decide which three may come next, with the probabilities 0.6, 0.3 and 0.1, so that the lowest
 possible loss is known. Adam, three learning rates, with a warm-up over the first 100 steps and
 without; pre-norm and post-norm start from the same weights and read the same texts. Each seed
-makes a language, a model and the data. About five minutes on one core.
+makes a language, a model and the data. The norm and the attention are torch's, which a test shows
+to be the library's, for their speed. About two minutes on one core.
 """
 
 import torch
@@ -12,15 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments._record import record
-from solutions.masking import causal_mask, masked_attention, teacher_forcing
-from solutions.residuals_and_norms import LayerNorm, residual
+from solutions.masking import teacher_forcing
+from solutions.residuals_and_norms import residual
 
 SEEDS = list(range(5))
 LETTERS, LENGTH, WIDTH, LAYERS = 8, 16, 32, 8
 STEPS, BATCH, RATES, WARMUPS = 250, 32, [1e-3, 3e-3, 1e-2], [0, 100]
+BETAS = (0.9, 0.98)  # as in Vaswani et al. 2017, section 5.3
 LAST = 20  # steps over which the final loss is averaged
 PROBABILITIES = torch.tensor([0.6, 0.3, 0.1])
-MASK = causal_mask(LENGTH)
 
 
 def language(generator):
@@ -51,7 +52,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.out(masked_attention(q, k, v, MASK)[0])
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def feed_forward():
@@ -69,12 +70,12 @@ class Model(nn.Module):
         self.sublayers = nn.ModuleList(
             kind() for _ in range(LAYERS) for kind in (Attention, feed_forward)
         )
-        self.norms = nn.ModuleList(LayerNorm(WIDTH) for _ in self.sublayers)
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in self.sublayers)
         self.answer = nn.Linear(WIDTH, LETTERS)
         for p in [*self.sublayers.parameters(), self.answer.weight]:
             if p.ndim == 2:
                 nn.init.xavier_uniform_(p)
-        self.final = LayerNorm(WIDTH) if norm_first else nn.Identity()
+        self.final = nn.LayerNorm(WIDTH) if norm_first else nn.Identity()
 
     def forward(self, text):
         x = self.letter(text) + self.position.weight  # (B, T, D)
@@ -83,18 +84,23 @@ class Model(nn.Module):
         return self.answer(self.final(x))  # (B, T, LETTERS)
 
 
-def train(norm_first, rate, warmup, seed):
-    """The training loss at every step."""
+def texts_of(seed):
+    """All the texts that are read with one seed: (STEPS, BATCH, LENGTH + 1)."""
     generator = torch.Generator().manual_seed(seed)
-    table = language(generator)
+    texts = write(language(generator), STEPS * BATCH, generator)
+    return texts.view(STEPS, BATCH, LENGTH + 1)
+
+
+def train(texts, norm_first, rate, warmup, seed):
+    """The training loss at every step."""
     torch.manual_seed(seed)
     model = Model(norm_first)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=BETAS, fused=True)
     curve = []
-    for step in range(STEPS):
+    for step, batch in enumerate(texts):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / warmup) if warmup else rate
-        inputs, targets = teacher_forcing(write(table, BATCH, generator))
+        inputs, targets = teacher_forcing(batch)
         loss = F.cross_entropy(model(inputs).transpose(1, 2), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -105,13 +111,13 @@ def train(norm_first, rate, warmup, seed):
 
 def main():
     torch.set_num_threads(1)
-    results = []
+    results, texts = [], [texts_of(seed) for seed in SEEDS]
     for norm_first in (True, False):
         for warmup in WARMUPS:
             for rate in RATES:
                 ends = []
                 for seed in SEEDS:
-                    curve = train(norm_first, rate, warmup, seed)
+                    curve = train(texts[seed], norm_first, rate, warmup, seed)
                     ends.append(sum(curve[-LAST:]) / LAST)
                     results.append(
                         {
@@ -133,7 +139,7 @@ def main():
         seeds=SEEDS,
         settings={
             "letters": LETTERS, "length": LENGTH, "width": WIDTH, "layers": LAYERS, "steps": STEPS,
-            "batch": BATCH, "rates": RATES, "warmups": WARMUPS, "optimizer": "Adam",
+            "batch": BATCH, "rates": RATES, "warmups": WARMUPS, "optimizer": "Adam", "betas": BETAS,
             "entropy": entropy, "last": LAST,
         },
         results=results,
