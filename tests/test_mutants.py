@@ -11,6 +11,9 @@ from autograder.checking import chapters
 from autograder.subjects import Local
 from tests.mutants import mutants
 
+BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
+SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
+
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 
 #: Changes that leave the promised behaviour as it is, by exercise.
@@ -37,6 +40,46 @@ EQUIVALENT: dict[str, set[str]] = {
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t]):",
         f"{CLOSE} -> if not torch.allclose(before[:, :t], attend(changed)[:, :t], atol=1e-06):",
         f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=2e-06):",
+    },
+    "LayerNorm": {
+        f"self.{name} = nn.Parameter(torch.{kind}(d_model, device=device, dtype=dtype))"
+        f" -> self.{name} = nn.Parameter(torch.{kind}(d_model, dtype=dtype))"
+        for name, kind in (("weight", "ones"), ("bias", "zeros"))
+    },
+    "RMSNorm": {
+        "self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))"
+        " -> self.weight = nn.Parameter(torch.ones(d_model, dtype=dtype))"
+    },
+    # Any amounts and factors will do that are clearly not 0 and 1, and a slightly other tolerance.
+    "invariances": {
+        f"{SHIFTED} -> return ({other}, torch.allclose(scaled, before, atol=1e-06))"
+        for other in (
+            "torch.allclose(shifted, before)",
+            "torch.allclose(before, shifted, atol=1e-06)",
+            "torch.allclose(shifted, before, atol=2e-06)",
+        )
+    }
+    | {
+        f"{SCALED} -> return (torch.allclose(shifted, before, atol=1e-06), {other})"
+        for other in (
+            "torch.allclose(scaled, before)",
+            "torch.allclose(before, scaled, atol=1e-06)",
+            "torch.allclose(scaled, before, atol=2e-06)",
+        )
+    }
+    | {
+        f"{BOTH} -> shifted, scaled = (norm({plus}), norm({times}))"
+        for plus, times in (
+            ("x - 0.5 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 0.5 / amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 1.0 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + -0.5 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x / (1 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (2 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (0 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (1 + 0.5 / amounts)"),
+            ("x + 0.5 * amounts", "x * (1 + 1.0 * amounts)"),
+        )
     },
     "visible_keys": {
         "return [min(i + 1, length) for i in range(t)]"

@@ -341,7 +341,9 @@ class AlwaysFloat(_LayerNorm):
         return self.scaled(self.normal(x.float())).to(x.dtype)
 
 
-@LayerNorm.mistake("You forgot the way back: half precision in, half precision out. `.to(x.dtype)`")
+@LayerNorm.mistake(
+    "You forgot the way back, `.to(x.dtype)`: half precision in, half precision out."
+)
 class StaysWide(_LayerNorm):
     def forward(self, x):
         self.checked(x)
@@ -610,7 +612,7 @@ class RmsInHalf(_RMSNorm):
         return self.scaled(self.normal(x)).to(x.dtype)
 
 
-@RMSNorm.mistake("You forgot the way back: half precision in, half precision out. `.to(x.dtype)`")
+@RMSNorm.mistake("You forgot the way back, `.to(x.dtype)`: half precision in, half precision out.")
 class RmsStaysWide(_RMSNorm):
     def forward(self, x):
         self.checked(x)
@@ -1179,7 +1181,7 @@ def pre_norm_stack(
     Returns:
         The normalised stream; gradients flow back to x.
     """
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = x + sublayer(norm(x))
     return final_norm(x)
 
@@ -1229,7 +1231,7 @@ def _(t: Trial):
 
 @stack_exercise.mistake("This is the code that you were given; it still has both its bugs.")
 def handed_out(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = norm(x)
         x = x + sublayer(x)
     return x
@@ -1240,7 +1242,7 @@ def handed_out(x, sublayers, norms, final_norm):
     "added to the copy, and what the stream was is lost."
 )
 def still_overwritten(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = norm(x)
         x = x + sublayer(x)
     return final_norm(x)
@@ -1250,28 +1252,28 @@ def still_overwritten(x, sublayers, norms, final_norm):
     "The last norm is still missing: what leaves the stack is as large as the stream has grown."
 )
 def no_final_norm(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = x + sublayer(norm(x))
     return x
 
 
 @stack_exercise.mistake("You made a post-norm stack. Here each norm stands before its sublayer.")
 def post_norm_stack(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = norm(x + sublayer(x))
     return final_norm(x)
 
 
 @stack_exercise.mistake("You apply the last norm after every sublayer. It comes once, at the end.")
 def final_norm_inside(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = final_norm(x + sublayer(norm(x)))
     return x
 
 
 @stack_exercise.mistake("You do not add: `x = sublayer(norm(x))` loses the stream.")
 def no_stream(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         x = sublayer(norm(x))
     return final_norm(x)
 
@@ -1281,7 +1283,7 @@ def no_stream(x, sublayers, norms, final_norm):
 )
 def all_in_parallel(x, sublayers, norms, final_norm):
     stream = x
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         stream = stream + sublayer(norm(x))
     return final_norm(stream)
 
@@ -1291,7 +1293,7 @@ def all_in_parallel(x, sublayers, norms, final_norm):
 )
 def added_to_the_start(x, sublayers, norms, final_norm):
     stream = x
-    for sublayer, norm in zip(sublayers, norms, strict=True):
+    for sublayer, norm in zip(sublayers, norms):
         stream = x + sublayer(norm(stream))
     return final_norm(stream)
 
@@ -1312,7 +1314,7 @@ def unnormalised(x, sublayers, norms, final_norm):
 
 @stack_exercise.mistake("You go through the sublayers backwards.")
 def reversed_order(x, sublayers, norms, final_norm):
-    for sublayer, norm in zip(sublayers[::-1], norms[::-1], strict=True):
+    for sublayer, norm in zip(sublayers[::-1], norms[::-1]):
         x = x + sublayer(norm(x))
     return final_norm(x)
 
