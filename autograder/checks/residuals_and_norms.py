@@ -84,7 +84,7 @@ def _precision(t: Trial, far: bool):
     sizes = torch.tensor([1.0, 300.0, 1e-3]).view(3, 1, 1)
     for dtype in HALF:
         m = with_weights(t, t.model(6, dtype=dtype), 6, dtype)
-        m.same((sizes * tokens(t, 3, 4, 6)).to(dtype), dtype=True)
+        m.same((sizes * tokens(t, 3, 2, 6)).to(dtype), dtype=True)
     t.model(6).same(400 * t.randn(4, 6, dtype=torch.float16), dtype=True)
     m = with_weights(t, t.model(6, dtype=torch.float64), 6, torch.float64)
     m.same(tokens(t, 2, 5, 6, dtype=torch.float64), dtype=True)
