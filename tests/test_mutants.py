@@ -16,6 +16,9 @@ SAME = "same = torch.allclose(parts, whole, atol=1e-6)"
 END = "if not (same and torch.allclose(end, last, atol=1e-6)):"
 BEFORE, AFTER = "before[..., own]", "attend(changed)[..., own]"
 APART = f"if not torch.allclose({AFTER}, {BEFORE}, atol=1e-6):"
+BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
+SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
+
 CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 OUTSIDE = 'f"position {positions[outside][0].item()} is not in the table: "'
 DIAGONALS = "return torch.allclose(scores[1:, 1:], scores[:-1, :-1], rtol=0, atol=1e-6)"
@@ -108,6 +111,45 @@ EQUIVALENT: dict[str, set[str]] = {
     "is_per_token": {
         f"{ALONE} -> if not torch.allclose(together[b:b + 1, t:t + 1], alone, atol=1e-06):",
         f"{ALONE} -> if not torch.allclose(alone, together[b:b + 1, t:t + 1], atol=2e-06):",
+    "LayerNorm": {
+        f"self.{name} = nn.Parameter(torch.{kind}(d_model, device=device, dtype=dtype))"
+        f" -> self.{name} = nn.Parameter(torch.{kind}(d_model, dtype=dtype))"
+        for name, kind in (("weight", "ones"), ("bias", "zeros"))
+    },
+    "RMSNorm": {
+        "self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))"
+        " -> self.weight = nn.Parameter(torch.ones(d_model, dtype=dtype))"
+    },
+    # Any amounts and factors will do that are clearly not 0 and 1, and a slightly other tolerance.
+    "invariances": {
+        f"{SHIFTED} -> return ({other}, torch.allclose(scaled, before, atol=1e-06))"
+        for other in (
+            "torch.allclose(shifted, before)",
+            "torch.allclose(before, shifted, atol=1e-06)",
+            "torch.allclose(shifted, before, atol=2e-06)",
+        )
+    }
+    | {
+        f"{SCALED} -> return (torch.allclose(shifted, before, atol=1e-06), {other})"
+        for other in (
+            "torch.allclose(scaled, before)",
+            "torch.allclose(before, scaled, atol=1e-06)",
+            "torch.allclose(scaled, before, atol=2e-06)",
+        )
+    }
+    | {
+        f"{BOTH} -> shifted, scaled = (norm({plus}), norm({times}))"
+        for plus, times in (
+            ("x - 0.5 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 0.5 / amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 1.0 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + -0.5 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x / (1 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (2 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (0 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (1 + 0.5 / amounts)"),
+            ("x + 0.5 * amounts", "x * (1 + 1.0 * amounts)"),
+        )
     },
     "visible_keys": {
         "return [min(i + 1, length) for i in range(t)]"
