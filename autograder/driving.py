@@ -8,6 +8,7 @@ names one: `t.drive("optimizer_run", ...)`. The first argument of each is the le
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -86,11 +87,9 @@ def optimizer_run(
     optimizer, history = construct(), []
     for i, step in enumerate(gradients):
         if i == resume:
-            saved = io.BytesIO()
-            torch.save(optimizer.state_dict(), saved)
-            saved.seek(0)
+            saved = copy.deepcopy(optimizer.state_dict())
             optimizer = construct()
-            optimizer.load_state_dict(torch.load(saved, weights_only=True))
+            optimizer.load_state_dict(saved)
         for p, g in zip(leaves, step):
             p.grad = None if g is None else g.clone()
         if rates:
@@ -206,7 +205,7 @@ def training_run(
 
     def batch() -> tuple[Tensor, Tensor]:
         drawn.append(len(drawn))
-        inputs, targets = data[len(drawn) - 1]
+        inputs, targets = data[(len(drawn) - 1) % len(data)]
         return inputs.clone(), targets.clone()
 
     def schedule(step: int) -> float:
@@ -235,6 +234,7 @@ def interrupted_run(
     seed: int,
     adam: bool = True,
     dropout: float = 0.5,
+    file: bool = False,
 ) -> dict[str, Any]:
     """Train, take a snapshot, train on; then go back to the snapshot and train on once more.
 
@@ -246,11 +246,12 @@ def interrupted_run(
         seed: of the batches and the dropout.
         adam: whether the optimizer remembers anything.
         dropout: of the model.
+        file: whether the snapshot goes through a file in between.
 
     Returns:
         "first" and "second": the losses of the steps after the snapshot, in either run; "ends":
-        the parameters after each; "step" and "keys": of the snapshot; "undisturbed": whether
-        taking it changed nothing; "plain": whether it survives `torch.save` and `torch.load`.
+        the parameters after each; "step": of the snapshot; "undisturbed": whether
+        taking it changed nothing; "plain": whether it survived the file.
     """
     vocab = len(table)
 
@@ -282,13 +283,15 @@ def interrupted_run(
     first = go_on(model, optimizer, generator, after)
     ends = [model.table.detach().clone()]
 
-    try:
-        buffer = io.BytesIO()
-        torch.save(saved, buffer)
-        buffer.seek(0)
-        saved, plain = torch.load(buffer, weights_only=True), True
-    except Exception:  # what it holds is the learner's affair
-        plain = False
+    plain = None
+    if file:
+        try:
+            buffer = io.BytesIO()
+            torch.save(saved, buffer)
+            buffer.seek(0)
+            saved, plain = torch.load(buffer, weights_only=True), True
+        except Exception:  # what it holds is the learner's affair
+            plain = False
     model, optimizer, generator = parts(seed + 1)
     torch.manual_seed(seed + 2)
     model.load_state_dict(saved["model"])
@@ -302,7 +305,6 @@ def interrupted_run(
         "second": second,
         "ends": ends,
         "step": saved["step"],
-        "keys": sorted(saved),
         "undisturbed": undisturbed,
         "plain": plain,
     }

@@ -788,8 +788,10 @@ SHAPES = [(2, 3), (4,), ()]
 )
 def _(t: Trial):
     p = wide(t, *SHAPES)
-    optimize(t, p, [wide(t, *SHAPES, scale=5.0)], {"lr": 0.1, "weight_decay": 0.0})
-    optimize(t, p, [wide(t, *SHAPES, scale=0.01)], {"weight_decay": 0.0, "betas": (0.8, 0.95)})
+    optimize(t, p, [wide(t, *SHAPES, scale=5.0)], {"weight_decay": 0.0})
+    optimize(
+        t, p, [wide(t, *SHAPES, scale=0.01)], {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.0}
+    )
 
 
 @AdamW.group(
@@ -798,9 +800,8 @@ def _(t: Trial):
     hint="m and v of each parameter go on from step to step, and t counts from 1.",
 )
 def _(t: Trial):
-    steps = [wide(t, *SHAPES, scale=s) for s in (1.0, 3.0, 0.2, 1.0, 0.5)]
+    steps = [wide(t, *SHAPES, scale=s) for s in (1.0, 3.0, 0.2, 1.0)]
     optimize(t, wide(t, *SHAPES), steps, {"lr": 0.1, "weight_decay": 0.0})
-    optimize(t, wide(t, *SHAPES), steps[1:], {"lr": 0.2, "betas": (0.5, 0.7), "weight_decay": 0.0})
 
 
 @AdamW.group(
@@ -810,12 +811,12 @@ def _(t: Trial):
     "never enters m and v.",
 )
 def _(t: Trial):
-    steps = [wide(t, *SHAPES) for _ in range(3)]
+    steps = [wide(t, *SHAPES) for _ in range(2)]
     optimize(t, wide(t, *SHAPES, scale=4.0), steps, {"lr": 0.1, "weight_decay": 0.5})
-    still = [[torch.zeros(3, dtype=torch.float64)]] * 2
-    optimize(t, wide(t, (3,)), still, {"lr": 0.2, "weight_decay": 0.3})
+    for step in steps:
+        step[2] = torch.zeros((), dtype=torch.float64)
     groups = [{"weight_decay": 0.0}, {"weight_decay": 0.8}, {}]
-    optimize(t, wide(t, *SHAPES), steps, {"lr": 0.1, "weight_decay": 0.1}, groups=groups)
+    optimize(t, wide(t, *SHAPES), steps, {"lr": 0.1}, groups=groups)
 
 
 @AdamW.group(
@@ -824,9 +825,9 @@ def _(t: Trial):
     hint="Read lr, betas and eps out of each group at each step: a schedule writes there.",
 )
 def _(t: Trial):
-    steps = [wide(t, *SHAPES) for _ in range(4)]
+    steps = [wide(t, *SHAPES) for _ in range(3)]
     options = {"lr": 0.1, "weight_decay": 0.0}
-    rates = [0.1, 0.3, 0.02, 0.0]
+    rates = [0.3, 0.02, 0.0]
     optimize(t, wide(t, *SHAPES), steps, options, rates=rates)
     groups = [{"lr": 0.5}, {"betas": (0.3, 0.6)}, {"eps": 0.3}]
     optimize(t, wide(t, *SHAPES), steps, options, groups=groups)
@@ -838,10 +839,9 @@ def _(t: Trial):
     hint="eps is added to the root, after the correction: sqrt(v / (1 - beta2**t)) + eps.",
 )
 def _(t: Trial):
-    steps = [wide(t, *SHAPES, scale=0.1) for _ in range(3)]
+    steps = [wide(t, *SHAPES, scale=0.1) for _ in range(2)]
     optimize(t, wide(t, *SHAPES), steps, {"lr": 0.1, "eps": 0.05, "weight_decay": 0.0})
-    small = [wide(t, *SHAPES, scale=1e-7) for _ in range(2)]
-    optimize(t, wide(t, *SHAPES), small, {"lr": 0.1, "weight_decay": 0.0})
+    optimize(t, wide(t, (3,)), [wide(t, (3,), scale=1e-7)], {"lr": 0.1, "weight_decay": 0.0})
 
 
 @AdamW.group(
@@ -868,11 +868,11 @@ def _(t: Trial):
     "what they are called on: never `p.grad`.",
 )
 def _(t: Trial):
-    steps = [wide(t, *SHAPES) for _ in range(4)]
+    steps = [wide(t, *SHAPES) for _ in range(3)]
     options = {"lr": 0.1, "weight_decay": 0.0}
-    found, expected = t.drive("optimizer_run", wide(t, *SHAPES), steps, options, resume=2)
+    found, expected = t.drive("optimizer_run", wide(t, *SHAPES), steps, options, resume=1)
     said = "After its state was saved and loaded, it does not go on as before"
-    t.equal(found["parameters"][2:], expected["parameters"][2:], said)
+    t.equal(found["parameters"][1:], expected["parameters"][1:], said)
     t.equal(found["gradients"], expected["gradients"], "You changed the gradients")
     t.require(found["leaves"], "The parameters are no leaves any more: step under `no_grad`")
 
@@ -1387,9 +1387,9 @@ clip_grad_norm = chapter.exercise(
 )
 
 
-def clip(t: Trial, gradients, max_norm, *, norm=True, after=True) -> dict:
+def clip(t: Trial, gradients, max_norm, *, norm=True, after=True, once=False) -> dict:
     """Have gradients clipped, and require the norm, the gradients afterwards, or both."""
-    found, expected = t.drive("clipped", gradients, max_norm)
+    found, expected = t.drive("clipped", gradients, max_norm, once)
     if norm:
         t.equal(found["norm"], expected["norm"], "The length that you return is wrong", tol=0.1)
     if after:
@@ -1440,8 +1440,9 @@ def _(t: Trial):
     "None in a list first. With none at all the length is 0.",
 )
 def _(t: Trial):
-    clip(t, [None, 3 * t.randn(4), None, t.randn(2, 2)], 0.7)
-    found, expected = t.drive("clipped", [None, None], 1.0)
+    clip(t, [3 * t.randn(4), t.randn(2, 2)], 0.7, once=True)
+    clip(t, [None, 3 * t.randn(4), None, t.randn(2, 2)], 0.7, once=True)
+    found, expected = t.drive("clipped", [None, None], 1.0, True)
     t.equal(found["norm"], expected["norm"], "Without any gradient the length is 0, a tensor")
 
 
@@ -1449,7 +1450,7 @@ def _(t: Trial):
     "in place", points=1, hint="Change what `p.grad` holds (`mul_`); the parameters stay."
 )
 def _(t: Trial):
-    found, expected = t.drive("clipped", [4 * t.randn(3), 4 * t.randn(2, 2)], 1.0)
+    found, expected = t.drive("clipped", [4 * t.randn(3), 4 * t.randn(2, 2)], 1.0, False)
     t.equal(found["values"], expected["values"], "The parameters themselves were changed")
     t.require(found["kept"], "`p.grad` is another tensor than before: change it in place")
     said = "The gradients are not what they should be afterwards"
@@ -1891,16 +1892,13 @@ AGAIN = "Gone back to the snapshot, the training does not go on as it did before
 def interrupted(t: Trial, **more) -> dict:
     """Train on from a snapshot twice; the two must be the same, bit for bit."""
     before = t.integer(2, 6)
-    found, expected = t.drive(
-        "interrupted_run", t.randn(4, 4), before, 3, t.integer(1, 1000), **more
-    )
+    found, _ = t.drive("interrupted_run", t.randn(4, 4), before, 3, t.integer(1, 1000), **more)
     t.require(
         found["first"] == found["second"], AGAIN, **{k: found[k] for k in ("first", "second")}
     )
     same = torch.equal(*found["ends"])
     t.require(same, "The two trainings end with different parameters")
     t.equal(found["step"], before, "The number of steps done is wrong")
-    t.equal(found["keys"], expected["keys"], "The snapshot has other keys than the docstring's")
     return found
 
 
@@ -1929,12 +1927,12 @@ def _(t: Trial):
     "state goes where?",
 )
 def _(t: Trial):
-    found = interrupted(t)
+    found = interrupted(t, file=True)
     t.require(found["undisturbed"], "Taking the snapshot changed something")
     t.require(found["plain"], "The snapshot cannot be saved and loaded: keep states, not objects")
 
 
-def _snapshot(model, optimizer, generator, step, **other):
+def _snapshot(model, optimizer, generator, step, /, **other):
     return {
         "model": copy.deepcopy(model.state_dict()),
         "optimizer": copy.deepcopy(optimizer.state_dict()),
@@ -1975,25 +1973,13 @@ def live_optimizer(model, optimizer, generator, step):
 
 
 @snapshot.mistake(
-    "Both state dicts are live: they hold the tensors that the next step changes. Copy them, for "
-    "example with `copy.deepcopy`."
+    "Both state dicts are live: they hold the tensors that the next step changes. `copy.deepcopy` "
+    "copies them; `dict(...)` and `.copy()` would copy the names only."
 )
 def both_live(model, optimizer, generator, step):
     return _snapshot(
         model, optimizer, generator, step,
         model=model.state_dict(), optimizer=optimizer.state_dict(),
-    )  # fmt: skip
-
-
-@snapshot.mistake(
-    "You made new dicts that hold the old tensors: `dict(...)` and `.copy()` copy the names only."
-)
-def shallow(model, optimizer, generator, step):
-    return _snapshot(
-        model, optimizer, generator, step + 0,
-        model=dict(model.state_dict()), optimizer=dict(optimizer.state_dict()) | {},
-        random=torch.get_rng_state().clone(), generator=generator.get_state().clone(),
-        copied=True,
     )  # fmt: skip
 
 
