@@ -278,6 +278,8 @@ def interrupted_run(
     go_on(model, optimizer, generator, before)
     states = model.table.detach().clone(), generator.get_state(), torch.get_rng_state()
     saved = snapshot(model, optimizer, generator, before)
+    if not isinstance(saved, dict):
+        raise TypeError(f"a snapshot is a dict, and this is of type {type(saved).__name__}")
     now = model.table.detach(), generator.get_state(), torch.get_rng_state()
     undisturbed = all(torch.equal(a, b) for a, b in zip(states, now))
     first = go_on(model, optimizer, generator, after)

@@ -36,12 +36,12 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, learned positions, two blocks of two heads, and a linear map to the tokens."""
+    """Embedding, learned positions, two blocks, and a linear map to the tokens."""
 
-    def __init__(self, vocab: int, width: int, masked: bool = True):
+    def __init__(self, vocab: int, width: int, heads: int = 2, masked: bool = True):
         super().__init__()
         self.token, self.position = nn.Embedding(vocab, width), nn.Embedding(LENGTH, width)
-        self.blocks = nn.Sequential(*(Block(width, 2, masked) for _ in range(2)))
+        self.blocks = nn.Sequential(*(Block(width, heads, masked) for _ in range(2)))
         self.norm, self.answer = nn.LayerNorm(width), nn.Linear(width, vocab)
         for table in (self.token, self.position):
             nn.init.normal_(table.weight, std=0.1)

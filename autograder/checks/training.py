@@ -1638,6 +1638,10 @@ def curve(t: Trial, found, expected, key: str, said: str) -> None:
     t.require(key in history, f"The history has no list {key!r}", found=found["history"])
     if key in history:
         t.equal(history[key], expected["history"][key], said, tol=3)
+        t.require(
+            not any(isinstance(value, Tensor) for value in history[key]),
+            f"The list {key!r} holds tensors. Numbers (`.item()`) let go of the graph behind them",
+        )
 
 
 @train.group(
@@ -1837,6 +1841,14 @@ def loss_afterwards(model, batch, optimizer, schedule, steps, max_norm=math.inf)
     )  # fmt: skip
 
 
+@train.mistake(
+    "You keep tensors. Each loss then keeps its whole graph in memory: `.item()` makes a number."
+)
+def keeps_tensors(model, batch, optimizer, schedule, steps, max_norm=math.inf):
+    history = _training(model, batch, optimizer, schedule, steps, max_norm)
+    return {key: [torch.tensor(x) for x in values] for key, values in history.items()}
+
+
 @train.mistake("You swapped inputs and targets: your model learns to say the token before.")
 def backwards_in_time(model, batch, optimizer, schedule, steps, max_norm=math.inf):
     return _training(model, batch, optimizer, schedule, steps, max_norm, swap=True)
@@ -1852,12 +1864,12 @@ def with_library_calls(model, batch, optimizer, schedule, steps, max_norm=math.i
         logits = model(inputs)
         loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
         rates.append(schedule(step))
         for group in optimizer.param_groups:
             group["lr"] = rates[-1]
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(loss.detach().item())
     return {"rate": rates, "norm": norms, "loss": losses}
 
 
@@ -1873,9 +1885,9 @@ def without_zero_grad(model, batch, optimizer, schedule, steps, max_norm=math.in
         for p in model.parameters():
             p.grad = None
         loss.backward()
-        history["norm"] += [float(reference.clip_grad_norm(list(model.parameters()), max_norm))]
+        history["norm"] += [reference.clip_grad_norm(list(model.parameters()), max_norm).item()]
         optimizer.step()
-        history["loss"] += [float(loss)]
+        history["loss"] += [float(loss.detach())]
         history["rate"] += [schedule(step)]
     return history
 
