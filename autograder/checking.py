@@ -259,6 +259,22 @@ class Trial(Inputs):
                 text,
             )
 
+    def drive(self, driver: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Have a driver use the learner's symbol, and the reference.
+
+        For what lives on objects that do not pass the door, such as an optimizer: see
+        `autograder.driving`. Compare the two with `equal` and `require`.
+
+        Args:
+            driver: its name.
+
+        Returns:
+            What it found with the learner's symbol and with the reference.
+        """
+        text = f"{self.exercise.name}, used by the check"
+        found = self._record(lambda: self.subject.drive(driver, args, kwargs, self.noise), text)
+        return found, Local(self.exercise.reference).drive(driver, args, kwargs, self.noise)
+
     # ---- modules
 
     def model(self, *args: Any, load: bool = True, **kwargs: Any) -> Model:

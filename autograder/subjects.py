@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autograder import driving
+
 PRINT_LIMIT = 4_000  # characters of a learner's prints that are kept
 
 
@@ -70,6 +72,11 @@ class Local:
             tensor.requires_grad_()
         with self._guard(seed):
             return any(t.requires_grad for t in float_tensors(self.answer(*args, **kwargs)))
+
+    def drive(self, driver: str, args: Sequence, kwargs: Mapping, seed: int = 0) -> Any:
+        """Hand the function or class to a driver (see `autograder.driving`)."""
+        with self._guard(seed):
+            return detached(getattr(driving, driver)(self.answer, *cloned(args), **cloned(kwargs)))
 
     def build(self, args: Sequence, kwargs: Mapping, seed: int = 0) -> int:
         """Construct the module. Returns a handle."""

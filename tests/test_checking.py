@@ -10,9 +10,16 @@ import torch
 from torch import nn
 
 from autograder import syntax
-from autograder.checking import MEDIA_TYPE, SEED_VARIABLE, Chapter, Result, find_chapter
+from autograder.checking import (
+    MEDIA_TYPE,
+    SEED_VARIABLE,
+    Chapter,
+    Result,
+    chapters,
+    find_chapter,
+)
 from autograder.comparing import Mismatch, compare
-from autograder.subjects import Local
+from autograder.subjects import LearnerError, Local
 from tests.toy import double, make_chapter
 
 
@@ -372,3 +379,26 @@ def test_an_unknown_chapter_is_named_with_those_that_exist():
 def test_a_card_is_checked():
     with pytest.raises(ValueError, match="difficulty is 1 to 5, not 9"):
         Chapter("91_x", "X").exercise(double, difficulty=9, minutes=1)
+
+
+# ------------------------------------------------------------------------------ drivers
+
+
+def test_a_driver_uses_what_does_not_pass_the_door():
+    gradients = [[torch.ones(2)], [torch.ones(2)]]
+    found = Local(torch.optim.SGD).drive(
+        "optimizer_run", ([torch.zeros(2)], gradients, {"lr": 0.5}), {"rates": [0.5, 2.0]}
+    )
+    first, second = (step[0].tolist() for step in found["parameters"])
+    assert (first, second, found["leaves"]) == ([-0.5, -0.5], [-2.5, -2.5], True)
+
+
+def test_an_error_in_a_driver_is_the_learners():
+    with pytest.raises(LearnerError, match="no attribute 'step'"):
+        Local(lambda parameters: "no optimizer").drive("optimizer_run", ([], [[]], {}), {})
+
+
+def test_a_driven_symbol_is_compared_with_the_reference_and_its_mistakes_are_known():
+    exercise = next(c for c in chapters() if c.name == "training").exercises["clip_grad_norm"]
+    wrong = exercise.check(Local(lambda parameters, max_norm: torch.zeros(())))
+    assert wrong.status in ("partial", "failed") and "length that you return" in str(wrong)

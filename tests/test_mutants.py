@@ -254,6 +254,26 @@ EQUIVALENT: dict[str, set[str]] = {
         f"y = torch.tensor({MEDIANS}, dtype=torch.float64).log()"
         f" -> y = torch.tensor({MEDIANS}).log()",
     },
+    # The boolean index has left two axes: 1 is the last.
+    "cross_entropy": {
+        "shifted = logits - logits.amax(-1, keepdim=True)"
+        " -> shifted = logits - logits.amax(1, keepdim=True)",
+        "log_p = shifted - shifted.exp().sum(-1, keepdim=True).log()  # (N, V)"
+        " -> log_p = shifted - shifted.exp().sum(1, keepdim=True).log()",
+        "return -log_p.gather(-1, targets[:, None]).mean()"
+        " -> return -log_p.gather(1, targets[:, None]).mean()",
+    },
+    # Both formulas give the peak at step `warmup`.
+    "cosine_schedule": {
+        "step: int, *, peak: float, warmup: int, total: int, minimum: float = 0.0"
+        " -> def cosine_schedule(step: int, *, peak: float, warmup: int, total: int, minimum:"
+        " float=-0.0) -> float:",
+        "if step < warmup: -> if step <= warmup:",
+        "progress = min(1.0, (step - warmup) / (total - warmup))"
+        " -> progress = min((step - warmup) / (total - warmup), 1.0)",
+    },
+    # At a length of max_norm itself the factor is 1.
+    "clip_grad_norm": {"if norm > max_norm: -> if norm >= max_norm:"},
 }
 
 EXERCISES = [e for c in chapters() for e in c.exercises.values()]

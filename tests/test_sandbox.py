@@ -239,6 +239,28 @@ def test_a_call_does_not_change_the_checks_inputs_and_mutates_shows_what_it_woul
     assert with_function.mutates((torch.sin, x), {})[0] is torch.sin
 
 
+def test_a_driver_works_in_there_as_it_does_here(session):
+    source = """
+        import torch
+        class Descent(torch.optim.Optimizer):
+            def __init__(self, params, lr):
+                super().__init__(params, {"lr": lr})
+            @torch.no_grad()
+            def step(self):
+                for p in self.param_groups[0]["params"]:
+                    p.sub_(self.param_groups[0]["lr"] * p.grad)
+    """
+    subject = function(session, source, "Descent")
+    arguments = ([torch.ones(2)], [[torch.ones(2)]] * 2, {"lr": 0.5})
+    found = subject.drive("optimizer_run", arguments, {})
+    expected = Local(torch.optim.SGD).drive("optimizer_run", arguments, {})
+    assert [p[0].tolist() for p in found["parameters"]] == [[0.5, 0.5], [0.0, 0.0]]
+    assert [p[0].tolist() for p in expected["parameters"]] == [[0.5, 0.5], [0.0, 0.0]]
+    broken = function(session, "def broken(params, lr): return 3", "broken")
+    error = error_of(lambda: broken.drive("optimizer_run", arguments, {}))
+    assert error.kind == "AttributeError"
+
+
 def test_errors_and_prints_of_a_call_come_back_as_data(session):
     source = "def f(x):\n    print('before')\n    raise ValueError(f'not {x}')"
     subject = function(session, source)

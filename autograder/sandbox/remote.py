@@ -47,6 +47,10 @@ class RemoteSubject:
             raise _strange("whether there is a graph", found)
         return found
 
+    def drive(self, driver: str, args: Sequence, kwargs: Mapping, seed: int = 0) -> Any:
+        """Hand the function or class to a driver, which is in there already."""
+        return self._ask("drive", driver, tuple(args), dict(kwargs), seed)
+
     def build(self, args: Sequence, kwargs: Mapping, seed: int = 0) -> int:
         """Construct the module. Returns a handle."""
         number = self._ask("build", tuple(args), dict(kwargs), seed)

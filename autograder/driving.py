@@ -1,0 +1,312 @@
+"""Drivers: they use a learner's symbol where plain calls do not reach.
+
+An optimizer lives on the parameters that it was given, and a training loop on a model. Such things
+cannot pass the door of `autograder.subjects`. So a driver goes in: it runs in the learner's
+process, makes what the symbol needs out of plain data, uses it, and gives plain data back. A check
+names one: `t.drive("optimizer_run", ...)`. The first argument of each is the learner's symbol.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Noted(torch.optim.SGD):
+    """Plain gradient descent that notes what it was told and in which order."""
+
+    def __init__(self, params, lr: float, log: list[str]):
+        super().__init__(params, lr=lr)
+        self.log, self.rates, self.norms = log, [], []
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.log.append("zero_grad")
+        super().zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> None:
+        self.log.append("step")
+        self.rates.append([float(group["lr"]) for group in self.param_groups])
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        self.norms.append(float(torch.stack([g.norm() for g in grads]).norm()) if grads else 0.0)
+        super().step(closure)
+
+
+class _Bigram(nn.Module):
+    """A table of logits for each token to follow each token, and a scale; it may drop some."""
+
+    def __init__(self, table: Tensor, log: list[str], dropout: float = 0.0):
+        super().__init__()
+        self.table = nn.Parameter(table.clone())
+        self.scale = nn.Parameter(torch.ones((), dtype=table.dtype))
+        self.unused = nn.Parameter(torch.ones(2, dtype=table.dtype))  # never gets a gradient
+        self.log, self.dropout = log, dropout
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.log.append("forward in training" if self.training else "forward in evaluation")
+        return F.dropout(self.table[inputs], self.dropout, self.training) * self.scale
+
+
+def optimizer_run(
+    make: Callable,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Sequence[Tensor | None]],
+    options: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]] = (),
+    rates: Sequence[float] = (),
+    resume: int | None = None,
+) -> dict[str, Any]:
+    """Construct an optimizer, take steps with given gradients, and say what became of it all.
+
+    Args:
+        make: the optimizer's class.
+        parameters: their values at the start.
+        gradients: for each step, those of each parameter.
+        options: of the optimizer.
+        groups: for each parameter, the options of a group of its own. Empty: no groups.
+        rates: learning rate to be set before each step. Empty: left alone.
+        resume: after this many steps, go on in a new optimizer that loads the state of the old.
+
+    Returns:
+        "parameters": their values after each step; "gradients": as the last step left them;
+        "leaves": whether all parameters are still leaves that ask for a gradient.
+    """
+    leaves = [p.clone().requires_grad_() for p in parameters]
+
+    def construct() -> Any:
+        if groups:
+            parts = [{"params": [p], **g} for p, g in zip(leaves, groups)]
+            return make(parts, **options)
+        return make(iter(leaves), **options)
+
+    optimizer, history = construct(), []
+    for i, step in enumerate(gradients):
+        if i == resume:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = construct()
+            optimizer.load_state_dict(saved)
+        for p, g in zip(leaves, step):
+            p.grad = None if g is None else g.clone()
+        if rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rates[i]
+        optimizer.step()
+        history.append([p.detach().clone() for p in leaves])
+    return {
+        "parameters": history,
+        "gradients": [None if p.grad is None else p.grad.clone() for p in leaves],
+        "leaves": all(p.is_leaf and p.requires_grad for p in leaves),
+    }
+
+
+def clipped(
+    clip: Callable, gradients: Sequence[Tensor | None], max_norm: float, once: bool = True
+) -> dict[str, Any]:
+    """Have gradients clipped.
+
+    Args:
+        clip: called with parameters and max_norm.
+        gradients: of the parameters.
+        max_norm: as for torch.nn.utils.clip_grad_norm_.
+        once: hand the parameters over as an iterator, as `model.parameters()` does.
+
+    Returns:
+        "norm": what it returned; "gradients": afterwards; "kept": whether they are the same
+        tensors as before; "values": the parameters.
+    """
+    parameters = []
+    for g in gradients:
+        p = torch.ones(3) if g is None else torch.ones_like(g)
+        p.requires_grad_()
+        p.grad = None if g is None else g.clone()
+        parameters.append(p)
+    before = [p.grad for p in parameters]
+    norm = clip(iter(parameters) if once else parameters, max_norm)
+    return {
+        "norm": norm,
+        "gradients": [None if p.grad is None else p.grad.clone() for p in parameters],
+        "kept": all(p.grad is g for p, g in zip(parameters, before)),
+        "values": [p.detach().clone() for p in parameters],
+    }
+
+
+def batches(
+    get_batch: Callable,
+    tokens: Tensor,
+    batch: int,
+    length: int,
+    seeds: Sequence[int],
+    starts: Tensor | None = None,
+) -> dict[str, Any]:
+    """Draw a batch with a new generator of each seed, and one more with the last generator.
+
+    Returns:
+        "batches": them, as the function returned them; "unmoved": whether torch's own random
+        numbers, and the text, were left alone.
+    """
+    before, text = torch.get_rng_state(), tokens.clone()
+    drawn, generator = [], None
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        drawn.append(get_batch(tokens, batch, length, generator, *_given(starts)))
+    drawn.append(get_batch(tokens, batch, length, generator, *_given(starts)))
+    unmoved = torch.equal(before, torch.get_rng_state()) and torch.equal(text, tokens)
+    return {"batches": drawn, "unmoved": unmoved}
+
+
+def _given(starts: Tensor | None) -> tuple:
+    return () if starts is None else (starts,)
+
+
+def training_run(
+    train: Callable,
+    table: Tensor,
+    data: Sequence[tuple[Tensor, Tensor]],
+    rates: Sequence[float],
+    steps: Sequence[int],
+    max_norm: float | None = None,
+    leftover: bool = False,
+    evaluation: bool = False,
+) -> dict[str, Any]:
+    """Train a small model, and note all that happens.
+
+    Args:
+        train: called with model, batch, optimizer, schedule, steps and perhaps max_norm.
+        table: logits that the model starts with, (V, V).
+        data: the batches, in order.
+        rates: of the schedule, by number of step.
+        steps: their numbers.
+        max_norm: None leaves it to its default.
+        leftover: whether gradients of something else lie about at the start.
+        evaluation: whether the model is handed over in evaluation mode.
+
+    Returns:
+        "history": what it returned; "table" and "scale": the parameters afterwards; "order": what
+        happened when; "rates": of each group at each step; "norms": of the gradient, at each step
+        of the optimizer; "batches": how many were drawn; "asked": the steps that the schedule was
+        asked for.
+    """
+    log: list[str] = []
+    asked: list[int] = []
+    drawn: list[int] = []
+    model = _Bigram(table, log)
+    groups = [{"params": [model.table]}, {"params": [model.scale, model.unused], "lr": 7.0}]
+    optimizer = _Noted(groups, lr=5.0, log=log)
+    if leftover:
+        model.table.grad = torch.ones_like(table)
+        model.scale.grad = torch.ones((), dtype=table.dtype)
+    if evaluation:
+        model.eval()
+
+    def batch() -> tuple[Tensor, Tensor]:
+        drawn.append(len(drawn))
+        inputs, targets = data[(len(drawn) - 1) % len(data)]
+        return inputs.clone(), targets.clone()
+
+    def schedule(step: int) -> float:
+        asked.append(int(step))
+        return rates[step]
+
+    more = {} if max_norm is None else {"max_norm": max_norm}
+    history = train(model, batch, optimizer, schedule, steps, **more)
+    return {
+        "history": history,
+        "table": model.table.detach().clone(),
+        "scale": model.scale.detach().clone(),
+        "order": [entry for entry in log if entry != "zero_grad"],
+        "rates": optimizer.rates,
+        "norms": optimizer.norms,
+        "batches": len(drawn),
+        "asked": asked,
+    }
+
+
+def interrupted_run(
+    snapshot: Callable,
+    table: Tensor,
+    before: int,
+    after: int,
+    seed: int,
+    adam: bool = True,
+    dropout: float = 0.5,
+    file: bool = False,
+) -> dict[str, Any]:
+    """Train, take a snapshot, train on; then go back to the snapshot and train on once more.
+
+    Args:
+        snapshot: called with model, optimizer, generator and step.
+        table: logits that the model starts with, (V, V).
+        before: steps up to the snapshot.
+        after: steps from there.
+        seed: of the batches and the dropout.
+        adam: whether the optimizer remembers anything.
+        dropout: of the model.
+        file: whether the snapshot goes through a file in between.
+
+    Returns:
+        "first" and "second": the losses of the steps after the snapshot, in either run; "ends":
+        the parameters after each; "step": of the snapshot; "undisturbed": whether
+        taking it changed nothing; "plain": whether it survived the file.
+    """
+    vocab = len(table)
+
+    def parts(seed: int) -> tuple:
+        model = _Bigram(table, [], dropout)
+        make = torch.optim.AdamW if adam else torch.optim.SGD
+        optimizer = make(model.parameters(), lr=0.1)
+        return model, optimizer, torch.Generator().manual_seed(seed)
+
+    def go_on(model: nn.Module, optimizer: Any, generator: torch.Generator, n: int) -> list[float]:
+        losses = []
+        for _ in range(n):
+            tokens = torch.randint(vocab, (2, 6), generator=generator)
+            logits = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    torch.manual_seed(seed)
+    model, optimizer, generator = parts(seed)
+    go_on(model, optimizer, generator, before)
+    states = model.table.detach().clone(), generator.get_state(), torch.get_rng_state()
+    saved = snapshot(model, optimizer, generator, before)
+    if not isinstance(saved, dict):
+        raise TypeError(f"a snapshot is a dict, and this is of type {type(saved).__name__}")
+    now = model.table.detach(), generator.get_state(), torch.get_rng_state()
+    undisturbed = all(torch.equal(a, b) for a, b in zip(states, now))
+    first = go_on(model, optimizer, generator, after)
+    ends = [model.table.detach().clone()]
+
+    plain = None
+    if file:
+        try:
+            buffer = io.BytesIO()
+            torch.save(saved, buffer)
+            buffer.seek(0)
+            saved, plain = torch.load(buffer, weights_only=True), True
+        except Exception:  # what it holds is the learner's affair
+            plain = False
+    model, optimizer, generator = parts(seed + 1)
+    torch.manual_seed(seed + 2)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    generator.set_state(saved["generator"])
+    torch.set_rng_state(saved["random"])
+    second = go_on(model, optimizer, generator, after)
+    ends.append(model.table.detach().clone())
+    return {
+        "first": first,
+        "second": second,
+        "ends": ends,
+        "step": saved["step"],
+        "undisturbed": undisturbed,
+        "plain": plain,
+    }
