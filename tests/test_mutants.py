@@ -11,27 +11,24 @@ from autograder.checking import chapters
 from autograder.subjects import Local
 from tests.mutants import mutants
 
+CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 ROUNDS = "for i in range((x.shape[1] - 1).bit_length()):  # log2(T) rounds, rounded up"
 SAME = "same = torch.allclose(parts, whole, atol=1e-6)"
 END = "if not (same and torch.allclose(end, last, atol=1e-6)):"
+REFUSE = 'raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")'
 BEFORE, AFTER = "before[..., own]", "attend(changed)[..., own]"
 APART = f"if not torch.allclose({AFTER}, {BEFORE}, atol=1e-6):"
-BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
-SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
-
-CLOSE = "if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=1e-6):"
 OUTSIDE = 'f"position {positions[outside][0].item()} is not in the table: "'
 DIAGONALS = "return torch.allclose(scores[1:, 1:], scores[:-1, :-1], rtol=0, atol=1e-6)"
-
-REFUSE = 'raise IndexError(f"id {wrong[0].item()}, expected 0 to {rows - 1}")'
-
 RECTANGLE = "causal_mask(stop - start, end"
-APART = "not torch.allclose(attend(q, k, v, chunk)"
-ANY = f"return any(({APART}"
+CHUNKED = "not torch.allclose(attend(q, k, v, chunk)"
+ANY = f"return any(({CHUNKED}"
 SIZES = "for chunk in range(1, q.shape[1]"
 DX, DY, SQUARES = "((x - x.mean())", "(y - y.mean())", "(x - x.mean()).square().sum()"
 MEDIANS = "[statistics.median(run) for run in runs]"
 ALONE = "if not torch.allclose(alone, together[b : b + 1, t : t + 1], atol=1e-6):"
+BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
+SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
 
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
@@ -39,6 +36,28 @@ EQUIVALENT: dict[str, set[str]] = {
     "gradient_step": {
         "leaf = point.detach().requires_grad_()  # a start of its own for the graph"
         " -> leaf = point.requires_grad_()"
+    },
+    # Reverse alphabetical order, too, puts a longer name before its beginning.
+    "encode": {
+        "names = sorted(specials, key=len, reverse=True) -> names = sorted(specials, reverse=True)"
+    },
+    # The device shows only where there are two.
+    "causal_mask": {"keys = torch.arange(s, device=device) -> keys = torch.arange(s)"},
+    "padding_mask": {
+        "keys = torch.arange(size, device=lengths.device) -> keys = torch.arange(size)"
+    },
+    # Any change will do that is large enough to be seen, and small rounding may or may not count.
+    "leaks_future": {
+        "for t in range(1, x.shape[1]): -> for t in range(0, x.shape[1]):",
+        "changed[:, t:] += 1.0 -> changed[:, t:] += 2.0",
+        "changed[:, t:] += 1.0 -> changed[:, t:] += -1.0",
+        f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t]):",
+        f"{CLOSE} -> if not torch.allclose(before[:, :t], attend(changed)[:, :t], atol=1e-06):",
+        f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=2e-06):",
+    },
+    "visible_keys": {
+        "return [min(i + 1, length) for i in range(t)]"
+        " -> return [min(length, i + 1) for i in range(t)]"
     },
     # w_h is square.
     "rnn": {
@@ -68,24 +87,6 @@ EQUIVALENT: dict[str, set[str]] = {
         "return max(1, -(-(n - 1) // (width - 1)))  # rounded up"
         " -> return max(-(-(n - 1) // (width - 1)), 1)"
     },
-    # Reverse alphabetical order, too, puts a longer name before its beginning.
-    "encode": {
-        "names = sorted(specials, key=len, reverse=True) -> names = sorted(specials, reverse=True)"
-    },
-    # The device shows only where there are two.
-    "causal_mask": {"keys = torch.arange(s, device=device) -> keys = torch.arange(s)"},
-    "padding_mask": {
-        "keys = torch.arange(size, device=lengths.device) -> keys = torch.arange(size)"
-    },
-    # Any change will do that is large enough to be seen, and small rounding may or may not count.
-    "leaks_future": {
-        "for t in range(1, x.shape[1]): -> for t in range(0, x.shape[1]):",
-        "changed[:, t:] += 1.0 -> changed[:, t:] += 2.0",
-        "changed[:, t:] += 1.0 -> changed[:, t:] += -1.0",
-        f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t]):",
-        f"{CLOSE} -> if not torch.allclose(before[:, :t], attend(changed)[:, :t], atol=1e-06):",
-        f"{CLOSE} -> if not torch.allclose(attend(changed)[:, :t], before[:, :t], atol=2e-06):",
-    },
     # The device shows only where there are two; any wrong id may be named, and how many rows there
     # are is said for the reader's comfort. The id V is refused by torch's own indexing as well.
     "Embedding": {
@@ -108,52 +109,6 @@ EQUIVALENT: dict[str, set[str]] = {
     "tied_model": {
         "head = nn.Linear(d_model, vocab_size, bias=False)"
         " -> head = nn.Linear(vocab_size, d_model, bias=False)"
-    "is_per_token": {
-        f"{ALONE} -> if not torch.allclose(together[b:b + 1, t:t + 1], alone, atol=1e-06):",
-        f"{ALONE} -> if not torch.allclose(alone, together[b:b + 1, t:t + 1], atol=2e-06):",
-    "LayerNorm": {
-        f"self.{name} = nn.Parameter(torch.{kind}(d_model, device=device, dtype=dtype))"
-        f" -> self.{name} = nn.Parameter(torch.{kind}(d_model, dtype=dtype))"
-        for name, kind in (("weight", "ones"), ("bias", "zeros"))
-    },
-    "RMSNorm": {
-        "self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))"
-        " -> self.weight = nn.Parameter(torch.ones(d_model, dtype=dtype))"
-    },
-    # Any amounts and factors will do that are clearly not 0 and 1, and a slightly other tolerance.
-    "invariances": {
-        f"{SHIFTED} -> return ({other}, torch.allclose(scaled, before, atol=1e-06))"
-        for other in (
-            "torch.allclose(shifted, before)",
-            "torch.allclose(before, shifted, atol=1e-06)",
-            "torch.allclose(shifted, before, atol=2e-06)",
-        )
-    }
-    | {
-        f"{SCALED} -> return (torch.allclose(shifted, before, atol=1e-06), {other})"
-        for other in (
-            "torch.allclose(scaled, before)",
-            "torch.allclose(before, scaled, atol=1e-06)",
-            "torch.allclose(scaled, before, atol=2e-06)",
-        )
-    }
-    | {
-        f"{BOTH} -> shifted, scaled = (norm({plus}), norm({times}))"
-        for plus, times in (
-            ("x - 0.5 * amounts", "x * (1 + 0.5 * amounts)"),
-            ("x + 0.5 / amounts", "x * (1 + 0.5 * amounts)"),
-            ("x + 1.0 * amounts", "x * (1 + 0.5 * amounts)"),
-            ("x + -0.5 * amounts", "x * (1 + 0.5 * amounts)"),
-            ("x + 0.5 * amounts", "x / (1 + 0.5 * amounts)"),
-            ("x + 0.5 * amounts", "x * (2 + 0.5 * amounts)"),
-            ("x + 0.5 * amounts", "x * (0 + 0.5 * amounts)"),
-            ("x + 0.5 * amounts", "x * (1 + 0.5 / amounts)"),
-            ("x + 0.5 * amounts", "x * (1 + 1.0 * amounts)"),
-        )
-    },
-    "visible_keys": {
-        "return [min(i + 1, length) for i in range(t)]"
-        " -> return [min(length, i + 1) for i in range(t)]"
     },
     # Two axes change places, whichever is named first; a matrix has its last axis at 1.
     "split_heads": {
@@ -174,6 +129,7 @@ EQUIVALENT: dict[str, set[str]] = {
         f"{APART} -> if not torch.allclose({AFTER}, {BEFORE}):",
         f"{APART} -> if not torch.allclose({BEFORE}, {AFTER}, atol=1e-06):",
         f"{APART} -> if not torch.allclose({AFTER}, {BEFORE}, atol=2e-06):",
+    },
     # Whole numbers times float64 are float64.
     "sinusoidal_encoding": {
         "i = torch.arange(d_model // 2, dtype=torch.float64, device=positions.device)"
@@ -213,6 +169,7 @@ EQUIVALENT: dict[str, set[str]] = {
     "alibi_slopes": {
         "exponents += [8 * (h + 1) / (2 * p) for h in range(0, 2 * p, 2)][: n_heads - p]"
         " -> exponents += [8 * (h + 1) / (2 * p) for h in range(0, 3 * p, 2)][:n_heads - p]"
+    },
     # The order of the arguments of min and max.
     "attention_memory": {
         "rows = t if chunk is None else min(chunk, t)"
@@ -236,10 +193,10 @@ EQUIVALENT: dict[str, set[str]] = {
     "depends_on_chunk": {
         "whole = attend(q, k, v, q.shape[1]) -> whole = attend(q, k, v, q.shape[2])",
         "whole = attend(q, k, v, q.shape[1]) -> whole = attend(q, k, v, q.shape[0])",
-        f"{APART}, whole, atol=1e-6) -> {ANY}, whole) {SIZES} + 2)))",
-        f"{APART}, whole, atol=1e-6) -> return any((not torch.allclose(whole, "
+        f"{CHUNKED}, whole, atol=1e-6) -> {ANY}, whole) {SIZES} + 2)))",
+        f"{CHUNKED}, whole, atol=1e-6) -> return any((not torch.allclose(whole, "
         f"attend(q, k, v, chunk), atol=1e-06) {SIZES} + 2)))",
-        f"{APART}, whole, atol=1e-6) -> {ANY}, whole, atol=2e-06) {SIZES} + 2)))",
+        f"{CHUNKED}, whole, atol=1e-6) -> {ANY}, whole, atol=2e-06) {SIZES} + 2)))",
         f"for chunk in range(1, q.shape[1] + 2) -> {ANY}, whole, atol=1e-06) {SIZES} + 3)))",
     },
     # The deviations of either side add up to zero; digits and types are not promised.
@@ -253,6 +210,50 @@ EQUIVALENT: dict[str, set[str]] = {
         "x = torch.tensor(lengths, dtype=torch.float64).log() -> x = torch.tensor(lengths).log()",
         f"y = torch.tensor({MEDIANS}, dtype=torch.float64).log()"
         f" -> y = torch.tensor({MEDIANS}).log()",
+    },
+    "is_per_token": {
+        f"{ALONE} -> if not torch.allclose(together[b:b + 1, t:t + 1], alone, atol=1e-06):",
+        f"{ALONE} -> if not torch.allclose(alone, together[b:b + 1, t:t + 1], atol=2e-06):",
+    },
+    "LayerNorm": {
+        f"self.{name} = nn.Parameter(torch.{kind}(d_model, device=device, dtype=dtype))"
+        f" -> self.{name} = nn.Parameter(torch.{kind}(d_model, dtype=dtype))"
+        for name, kind in (("weight", "ones"), ("bias", "zeros"))
+    },
+    "RMSNorm": {
+        "self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))"
+        " -> self.weight = nn.Parameter(torch.ones(d_model, dtype=dtype))"
+    },
+    # Any amounts and factors will do that are clearly not 0 and 1, and a slightly other tolerance.
+    "invariances": {
+        f"{SHIFTED} -> return ({other}, torch.allclose(scaled, before, atol=1e-06))"
+        for other in (
+            "torch.allclose(shifted, before)",
+            "torch.allclose(before, shifted, atol=1e-06)",
+            "torch.allclose(shifted, before, atol=2e-06)",
+        )
+    }
+    | {
+        f"{SCALED} -> return (torch.allclose(shifted, before, atol=1e-06), {other})"
+        for other in (
+            "torch.allclose(scaled, before)",
+            "torch.allclose(before, scaled, atol=1e-06)",
+            "torch.allclose(scaled, before, atol=2e-06)",
+        )
+    }
+    | {
+        f"{BOTH} -> shifted, scaled = (norm({plus}), norm({times}))"
+        for plus, times in (
+            ("x - 0.5 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 0.5 / amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 1.0 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + -0.5 * amounts", "x * (1 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x / (1 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (2 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (0 + 0.5 * amounts)"),
+            ("x + 0.5 * amounts", "x * (1 + 0.5 / amounts)"),
+            ("x + 0.5 * amounts", "x * (1 + 1.0 * amounts)"),
+        )
     },
     # The boolean index has left two axes: 1 is the last.
     "cross_entropy": {

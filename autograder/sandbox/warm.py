@@ -47,6 +47,8 @@ def _torch() -> None:
     for devices in (torch.cuda, torch.xpu, torch.mtia):
         devices._is_in_bad_fork = _always
     torch.zeros(2, 2) @ torch.zeros(2, 2)
+    # The first conversion from half precision reads /proc, which is empty in a session.
+    torch.zeros(1, dtype=torch.float16).float()
     with contextlib.suppress(ImportError):
         import jaxtyping  # noqa: F401
     with contextlib.suppress(ImportError):
