@@ -297,7 +297,4 @@ def _script(name: str | None, folder: Path, command: str) -> int:
 
 
 def test(args: argparse.Namespace) -> int:
-    # Everything: on every core, the tests of a file that share something slow on one of them.
-    everything = ["--numprocesses", str(os.cpu_count() or 1), "--dist", "loadgroup"]
-    command = [sys.executable, "-m", "pytest", *(args.arguments or everything)]
-    return subprocess.call(command, cwd=ROOT)
+    return subprocess.call([sys.executable, "-m", "pytest", *args.arguments], cwd=ROOT)
