@@ -204,7 +204,8 @@ ATTACKS: dict[str, Submission] = {
         import os
         for folder, _, files in os.walk("/", onerror=lambda e: None):
             for name in files:
-                if name in ("toy.py", "gradebook.db", "secret"):
+                # nbgrader's package has an empty gradebook of its own
+                if name in ("toy.py", "gradebook.db", "secret") and "-packages" not in folder:
                     print("FO" + "UND", folder, name)
         """,
         after="double",
