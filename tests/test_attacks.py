@@ -463,7 +463,7 @@ def test_nothing_of_the_course_but_what_a_session_needs_is_in_memory(session):
     assert found == str(
         sorted(
             ["autograder", "autograder.sandbox", "autograder.subjects", "autograder.syntax"]
-            + ["tests", "tests.toy"]
+            + ["autograder.driving", "tests", "tests.toy"]
             + [f"autograder.sandbox.{name}" for name in ("inside", "lockdown", "warm", "wire")]
         )
     )
