@@ -6,7 +6,8 @@ import ast
 import inspect
 import linecache
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import symtable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 MAGIC = re.compile(
@@ -95,20 +96,20 @@ def uses_behind(
         forbidden: as there.
         module: as there.
     """
-    binding: dict[str, list[ast.stmt]] = {}
+    binding: dict[str, list[tuple[ast.stmt, set[str]]]] = {}
     for tree in filter(None, map(parsed, cells)):
         for statement in tree.body:
-            for bound in set(_bound(statement)):
-                binding.setdefault(bound, []).append(statement)
-    behind: list[ast.stmt] = list(binding.get("*", []))
+            names, read = _globals(statement)
+            for bound in names:
+                binding.setdefault(bound, []).append((statement, read))
+    behind = [statement for statement, _ in binding.get("*", [])]
     todo, seen = [name], {name}
     while todo:
-        for statement in binding.get(todo.pop(), []):
+        for statement, read in binding.get(todo.pop(), []):
             if statement in behind:
                 continue
             behind.append(statement)
-            read = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} - seen
-            todo += read
+            todo += read - seen
             seen |= read
     return _uses_in(behind, tuple(forbidden), module)
 
@@ -133,22 +134,37 @@ def hidden_ways(source: str) -> list[str]:
     return sorted(found)
 
 
-def _bound(statement: ast.stmt) -> Iterator[str]:
-    """Names that a statement binds, wherever in it."""
+def _globals(statement: ast.stmt) -> tuple[set[str], set[str]]:
+    """The names of the notebook that a statement binds, and those that it reads.
+
+    What is local to a function or a class in it is neither.
+    """
+    try:
+        tables = [symtable.symtable(ast.unparse(statement), "cell", "exec")]
+    except (SyntaxError, ValueError, RecursionError):
+        tables = []  # a cell that cannot be compiled defines nothing
+    bound: set[str] = set()
+    read: set[str] = set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table.get_type() == "module" or symbol.is_global():
+                if symbol.is_assigned() or symbol.is_imported():
+                    bound.add(symbol.get_name())
+                if symbol.is_referenced():
+                    read.add(symbol.get_name())
     for node in ast.walk(statement):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from ((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            yield node.id
-        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+        if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
             # `Model.forward = ...` changes what `Model` is.
             base = node.value
             while isinstance(base, (ast.Attribute, ast.Subscript)):
                 base = base.value
-            if isinstance(base, ast.Name):
-                yield base.id
+            if isinstance(base, ast.Name) and base.id in read:
+                bound.add(base.id)
+        elif isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
+            bound.add("*")
+    return bound, read
 
 
 def _uses_in(trees: Iterable[ast.AST], forbidden: tuple[str, ...], module: str) -> list[Use]:

@@ -366,6 +366,42 @@ def test_an_operator_can_be_forbidden():
     assert [u.name for u in syntax.forbidden_uses("y = a @ b.T", ["@"])] == ["a @ b.T"]
 
 
+NORM = "class Norm(nn.Module):\n    def __init__(self, x):\n        self.x = make(x)"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "make = torch.softmax",
+        "def make(x):\n    return helper(x)\n\nhelper = F.softmax",
+        "def setup():\n    global make\n    make = torch.softmax\nsetup()",
+        "Norm.forward = lambda self, x: x.softmax(0)",
+        "def patch():\n    Norm.forward = torch.softmax\npatch()",
+        "from somewhere import *\nfrom torch import softmax as make",
+        "if True:\n    make = torch.softmax",
+    ],
+)
+def test_a_helper_in_another_cell_is_part_of_the_answer(cell):
+    assert syntax.uses_behind("Norm", [NORM, cell], ["torch.softmax"])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        # A comparison, by a name that the answer knows only as a local one.
+        "x = torch.softmax(torch.ones(3), 0)",
+        "class Other(nn.Module):\n    def __init__(self):\n        self.x = torch.softmax",
+        "def other(self):\n    make = torch.softmax\n    return make",
+        "class Other:\n    make = torch.softmax",
+        "expected = [torch.softmax(make, 0) for make in rows]",
+        "torch.allclose(Norm(1).x, torch.softmax(a, 0))",
+        "def make(",  # cannot be read, so defines nothing
+    ],
+)
+def test_a_cell_that_the_answer_does_not_use_may_use_what_is_ruled_out(cell):
+    assert not syntax.uses_behind("Norm", [NORM, cell], ["torch.softmax"])
+
+
 @pytest.mark.parametrize("name", ["0", "00", "start", "00_start"])
 def test_a_chapter_is_found_by_any_of_its_names(name):
     assert find_chapter(name).slug == "00_start"

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from autograder import building, grading
 from autograder.classroom import Classroom
+from autograder.recording import COURSE
 from tests.desk import Server
 from tests.test_grading import CHAPTER, GOOD, SQUARED, write
 from tests.toy import TEXT
@@ -72,7 +73,7 @@ def test_the_gradebook_shows_points_and_a_comment_can_be_entered(page, server, c
     page.goto(f"{server.origin}/formgrader/gradebook/90_toy/toy")
     for points in ("7 / 7", "1 / 7"):
         page.locator("tbody tr", has_text="Submission").filter(has_text=points).wait_for()
-    with Gradebook(Classroom(class_folder).db, grading.COURSE) as book:
+    with Gradebook(Classroom(class_folder).db, COURSE) as book:
         ben = book.find_submission_notebook("toy", "90_toy", "ben").id
     page.goto(f"{server.origin}/formgrader/submissions/{ben}/")
     page.locator("text=What happened:").wait_for()  # the check's own messages
@@ -86,7 +87,7 @@ def test_the_gradebook_shows_points_and_a_comment_can_be_entered(page, server, c
     page.wait_for_function(
         "document.querySelector('#double-comment')?.value.startsWith('Twice, not squared')"
     )
-    with Gradebook(Classroom(class_folder).db, grading.COURSE) as book:
+    with Gradebook(Classroom(class_folder).db, COURSE) as book:
         assert book.find_comment("double", "toy", "90_toy", "ben").comment.startswith("Twice")
 
 
