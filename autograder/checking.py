@@ -23,6 +23,7 @@ through the `Trial`, so that the symbol may live in another process.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -43,6 +44,9 @@ from autograder.subjects import LearnerError, Local, cloned, detached, float_ten
 
 #: The grader sets this to the seed of the graded run, as hexadecimal digits.
 SEED_VARIABLE = "AUTOGRADER_SEED"
+
+#: How a call is written in messages: most calls are never spoken of, so it is made when needed.
+Words = str | Callable[[], str]
 
 MEDIA_TYPE = "application/vnd.attention-to-detail.check+json"
 
@@ -299,16 +303,18 @@ class Trial(Inputs):
         if not condition:
             self.fail(statement, "", [(k, show(v)) for k, v in shown.items()])
 
-    def fail(self, headline: str, call: str = "", details: Sequence[tuple[str, str]] = ()) -> None:
+    def fail(
+        self, headline: str, call: Words = "", details: Sequence[tuple[str, str]] = ()
+    ) -> None:
         """Record a failure. The group goes on, for a longer transcript tells mistakes apart."""
-        self.failures.append(Failure(headline, call, list(details)))
+        self.failures.append(Failure(headline, _said(call), list(details)))
 
     # ---- inner workings
 
-    def _both(self, model: Model | None, args: tuple, kwargs: dict) -> tuple[Any, Any, str]:
+    def _both(self, model: Model | None, args: tuple, kwargs: dict) -> tuple[Any, Any, Words]:
         text = self._text(args, kwargs, model)
-        expected = self._expected(model, args, kwargs)
-        return self._record(lambda: self._call(model, args, kwargs), text), expected, text
+        found = self._record(lambda: self._call(model, args, kwargs), text)
+        return found, self._expected(model, args, kwargs), text
 
     def _call(self, model: Model | None, args: tuple, kwargs: dict) -> Any:
         if model is None:
@@ -321,12 +327,12 @@ class Trial(Inputs):
             target = self.exercise.reference if model is None else model.reference
             return detached(target(*cloned(args), **cloned(kwargs)))
 
-    def _record(self, run: Callable[[], Any], text: str) -> Any:
+    def _record(self, run: Callable[[], Any], text: Words) -> Any:
         found = self._attempt(run, text)
         self._note(found)
         return found
 
-    def _attempt(self, run: Callable[[], Any], text: str) -> Any:
+    def _attempt(self, run: Callable[[], Any], text: Words) -> Any:
         try:
             return run()
         except LearnerError as error:
@@ -415,20 +421,21 @@ class Trial(Inputs):
             except Mismatch as mismatch:
                 self.fail(f"The gradient of {name} is wrong", text, mismatch.details)
 
-    def _signature(self, model: Model | None) -> inspect.Signature:
-        target = self.exercise.reference if model is None else model.reference.forward
-        return inspect.signature(target)
-
     def _names(self, args: tuple, kwargs: dict, model: Model | None = None) -> list[str]:
         names: list[str] = []
-        for p in self._signature(model).parameters.values():
+        target = self.exercise.reference if model is None else type(model.reference).forward
+        parameters = list(_signature(target).parameters.values())
+        for p in parameters if model is None else parameters[1:]:  # without self
             if p.kind is p.VAR_POSITIONAL:
                 names += [p.name] * len(args)
             elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
                 names.append(p.name)
         return names[: len(args)] + list(kwargs)
 
-    def _text(self, args: tuple, kwargs: dict, model: Model | None = None) -> str:
+    def _text(self, args: tuple, kwargs: dict, model: Model | None = None) -> Words:
+        return lambda: self._written(args, kwargs, model)
+
+    def _written(self, args: tuple, kwargs: dict, model: Model | None) -> str:
         name = self.exercise.name if model is None else model.text
         parts = []
         for key, value in zip(self._names(args, kwargs, model), [*args, *kwargs.values()]):
@@ -533,11 +540,18 @@ class Model:
         return _axes_of(type(self.reference).forward)
 
 
-def _raised(error: LearnerError, text: str) -> Failure:
+def _said(text: Words) -> str:
+    return text if isinstance(text, str) else text()
+
+
+_signature = functools.lru_cache(1_000)(inspect.signature)
+
+
+def _raised(error: LearnerError, text: Words) -> Failure:
     where = f" in line {error.line} of your cell" if error.line else ""
     return Failure(
         f"Your code raised {error.kind}{where}",
-        text,
+        _said(text),
         [("message", error.message)] if error.message else [],
         error.line,
         error.code,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -191,13 +192,12 @@ def check(args: argparse.Namespace) -> int:
 
 
 def grade(args: argparse.Namespace) -> int:
-    from autograder import grading
-
-    chapters = chosen(args.chapters)
     if not args.submitted:
         if args.workers or args.scheduler or args.db or args.unsafe_no_sandbox:
             raise CommandError("that option is for a class's submissions: add --submitted DIR")
-        grading.grade_own(ROOT, chapters=chapters)
+        from autograder import grading
+
+        grading.grade_own(ROOT, chapters=chosen(args.chapters))
         return 0
     if args.workers is not None and args.workers < 1:
         raise CommandError(f"--workers is a number from 1 on, not {args.workers}")
@@ -208,16 +208,24 @@ def grade(args: argparse.Namespace) -> int:
             "[yellow]No sandbox:[/] submissions run with your rights. "
             "Only for people whom you trust."
         )
-    graded = grading.grade_class(
-        ROOT,
-        args.submitted,
-        chapters=chapters,
-        force=args.force,
-        workers=args.workers or os.cpu_count() or 1,
-        scheduler=args.scheduler or "",
-        db=args.db or "",
-        sandbox=not args.unsafe_no_sandbox,
-    )
+    from autograder.sandbox.warming import Warm
+
+    with contextlib.closing(Warm()) as warm:
+        if not args.scheduler and not args.unsafe_no_sandbox:
+            warm.start()  # it imports torch while we do
+        from autograder import grading
+
+        graded = grading.grade_class(
+            ROOT,
+            args.submitted,
+            chapters=chosen(args.chapters),
+            force=args.force,
+            workers=args.workers,
+            scheduler=args.scheduler or "",
+            db=args.db or "",
+            sandbox=not args.unsafe_no_sandbox,
+            warm=warm,
+        )
     return int(any(one.fault for one in graded))
 
 

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,8 @@ def here(engine: Engine, tasks: Iterable[Task], record: Record) -> Iterator[Done
 class Pool:
     """Grades with one or many processes, here or elsewhere. Use it as a context manager.
 
+    Processes on this machine take seconds to start; this one grades until they are there.
+
     Args:
         engine: what each of them is to be; not entered.
         workers: processes on this machine.
@@ -70,27 +73,37 @@ class Pool:
     def __init__(self, engine: Engine, workers: int = 1, scheduler: str = ""):
         self.engine, self.workers, self.scheduler = engine, workers, scheduler
         self._stack = contextlib.ExitStack()
-        self._client: Any = None
+        self._client: Future | None = None
 
     def __enter__(self) -> Pool:
         with contextlib.ExitStack() as stack:
-            if self.workers > 1 or self.scheduler:
-                self._client = stack.enter_context(_client(self.workers, self.scheduler))
-                _equip(self._client, self.engine)
-            else:
+            if not self.scheduler:
                 stack.enter_context(self.engine)
+            if self.workers > 1 or self.scheduler:
+                cluster = stack.enter_context(contextlib.ExitStack())
+                starter = stack.enter_context(ThreadPoolExecutor(1))
+                self._client = starter.submit(self._equipped, cluster)
+            if self.scheduler:
+                self._client.result()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _equipped(self, cluster: contextlib.ExitStack) -> Any:
+        client = cluster.enter_context(_client(self.workers, self.scheduler))
+        _equip(client, self.engine)
+        return client
+
     def run(self, tasks: Iterator[Task], record: Record) -> Iterator[Done]:
         """Grade, record here, and make the feedback; in the order in which they are done."""
-        if self._client is None:
-            yield from here(self.engine, tasks, record)
-        else:
-            yield from _spread(self._client, tasks, record)
+        while self._client is None or not self._client.done():
+            task = next(tasks, None)
+            if task is None:
+                return
+            yield from here(self.engine, [task], record)
+        yield from _spread(self._client.result(), tasks, record)
 
 
 # ---------------------------------------------------------------------------------- dask

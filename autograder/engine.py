@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import shutil
 import tempfile
@@ -29,7 +30,8 @@ from autograder.checking import Chapter, Result, chapters
 from autograder.executing import check_output, in_kernel, outputs_of
 from autograder.sandbox import box
 from autograder.sandbox.remote import RemoteSubject
-from autograder.sandbox.session import Limits, Session, Warm, imported, stage
+from autograder.sandbox.session import Limits, Session, imported, stage
+from autograder.sandbox.warming import Warm
 from autograder.subjects import LearnerError
 
 LIMITS = Limits(call=5, cell=30, exercise=20, notebook=120)
@@ -87,15 +89,23 @@ class Engine:
         sandbox: False runs them in a kernel with the rights of whoever grades.
         hidden: folders that no session may see, wherever they lie.
         limits: what a submission may use.
+        warm: a warm process that was started ahead; by default one of its own.
 
     Raises:
         EngineError: submissions cannot be sandboxed here.
     """
 
-    def __init__(self, sandbox: bool = True, hidden: Sequence[Path] = (), limits: Limits = LIMITS):
+    def __init__(
+        self,
+        sandbox: bool = True,
+        hidden: Sequence[Path] = (),
+        limits: Limits = LIMITS,
+        warm: Warm | None = None,
+    ):
         self.sandbox, self.hidden, self.limits = sandbox, tuple(hidden), limits
         self._lock = threading.Lock()  # torch's random numbers are one sequence for all threads
-        self._warm = Warm(self.hidden)
+        self._warm = warm or Warm()
+        self._warm.hidden = self.hidden
         self._folder: Path | None = None
         self._modules: dict[str, Path] = {}
         self._exporter: Any = None
@@ -154,9 +164,7 @@ class Engine:
     def _given(self, task: Task) -> tuple[Path, list[str]]:
         """What a notebook may import: a folder of modules, and names of checks that do nothing."""
         chapter = task.chapter
-        cells = [c.source for c in json_cells(task.release) if c.source]
-        named = {m for text in cells for m in _modules_of(text)}
-        stubs = {m for m in named if m.split(".")[0] in ("autograder", "tests")}
+        stubs = {m for m in _imports(task.release) if m.split(".")[0] in ("autograder", "tests")}
         stubs |= {f"autograder.checks.{c.name}" for c in chapters()}
         if chapter.slug not in self._modules:
             if self._folder is None:
@@ -190,9 +198,11 @@ def _timed(outcome: Outcome, phase: str) -> Iterator[None]:
         outcome.seconds[phase] = outcome.seconds.get(phase, 0.0) + spent
 
 
-def json_cells(release: str) -> list[NotebookNode]:
-    """The code cells of a notebook in JSON."""
-    return [c for c in nbformat.reads(release, as_version=4).cells if c.cell_type == "code"]
+@functools.lru_cache(100)
+def _imports(release: str) -> set[str]:
+    """The modules that the code of a notebook, given as JSON, imports."""
+    cells = nbformat.reads(release, as_version=4).cells
+    return {m for c in cells if c.cell_type == "code" for m in _modules_of(c.source)}
 
 
 def _library() -> Path:

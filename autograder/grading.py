@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import datetime
 import hashlib
 import json
@@ -32,8 +31,10 @@ from autograder.checking import chapters as every_chapter
 from autograder.classroom import Classroom, NbgraderError
 from autograder.dispatch import Done
 from autograder.engine import Engine, Outcome, Task
+from autograder.sandbox.warming import Warm
 
 ME = "me"
+WORTH_A_WORKER = 20  # submissions: fewer are graded while a process starts
 LAYOUT = "<student>/<assignment>/<notebook>.ipynb, such as "
 CONFIG = """\
 # Written once by `course.py grade --submitted`; yours to extend.
@@ -190,10 +191,9 @@ class _Batch:
         chapter, student, room = task.chapter, task.student, self.classroom
         recording.record_path(room.folder, chapter.slug, student).unlink(missing_ok=True)
         # What nbgrader's own commands would grade, should somebody use them.
-        bare = copy.deepcopy(outcome.notebook)
-        for cell in bare.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
+        unrun = {"outputs": [], "execution_count": None}
+        cells = [{**c, **unrun} if c.cell_type == "code" else c for c in outcome.notebook.cells]
+        bare = nbformat.from_dict({**outcome.notebook, "cells": cells})
         recording.write(room.collected(chapter, student), nbformat.writes(bare))
         stamp = room.collected(chapter, student).parent / "timestamp.txt"
         stamp.unlink(missing_ok=True)
@@ -256,6 +256,7 @@ def grade_own(
             book = stack.enter_context(recording.opened(classroom))
             engine = stack.enter_context(Engine(sandbox=False))
             batch = _Batch(classroom, book)
+            batch.recorder.enrol({ME})
         for chapter in begun:
             bar.update(task, description=f"Grading {chapter.slug}")
             _add(root, classroom, chapter, book)
@@ -384,10 +385,11 @@ def grade_class(
     force: bool = False,
     console: Console | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     scheduler: str = "",
     db: str = "",
     sandbox: bool = True,
+    warm: Warm | None = None,
 ) -> list[Graded]:
     """Grade `<submitted>/<student>/<assignment>/<notebook>.ipynb`, whatever state they are in.
 
@@ -400,10 +402,12 @@ def grade_class(
         chapters: which assignments; all by default.
         force: grade unchanged submissions again, too.
         console: where to print.
-        workers: how many processes grade on this machine.
+        workers: how many processes grade on this machine; by default one for each core, where
+            there is enough to do.
         scheduler: address of a running dask scheduler, whose workers grade instead.
         db: the gradebook's address (see `open_class`).
         sandbox: False runs submissions with the rights of whoever grades.
+        warm: see `Engine`.
 
     Returns:
         What was graded in this run, with what could not be graded for a fault of the grader's.
@@ -424,7 +428,10 @@ def grade_class(
     began = time.monotonic()
     graded: list[Graded] = []
     # Started first: it imports torch while the gradebook is made.
-    pool = dispatch.Pool(Engine(sandbox, [classroom.folder]), min(workers, len(found)), scheduler)
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(found) // WORTH_A_WORKER)
+    engine = Engine(sandbox, [classroom.folder], warm=warm)
+    pool = dispatch.Pool(engine, min(workers, len(found)), scheduler)
     with pool, recording.opened(classroom) as book, _progress(console) as bar:
         task = bar.add_task("Opening the gradebook", total=len(found))
         recorded = {(a.name, s.student_id) for a in book.assignments for s in a.submissions}
@@ -432,6 +439,7 @@ def grade_class(
             bar.update(task, description=f"Preparing {slug}")
             _add(root, classroom, next(c for c in chapters if c.slug == slug), book)
         batch = _Batch(classroom, book)
+        batch.recorder.enrol({one.student for one in found})
         todo = []
         for one in found:
             if not force and (one.chapter.slug, one.student) in recorded and batch.is_graded(one):

@@ -14,20 +14,25 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import alembic.config
 import nbformat
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from nbformat import NotebookNode
-from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.api import Base, Gradebook, MissingEntry, Student
+from nbgrader.dbutil import ALEMBIC_DIR
 from nbgrader.plugins import CsvExportPlugin
 from nbgrader.preprocessors import AssignLatePenalties
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from autograder.checking import Chapter
-from autograder.classroom import PRIVATE, Classroom, api
+from autograder.classroom import PRIVATE, Classroom
 
 COURSE = "attention-to-detail"
 
@@ -108,30 +113,43 @@ def gradebook(classroom: Classroom) -> Gradebook:
         RecordingError: it cannot be opened, or holds something else.
     """
     classroom.folder.mkdir(exist_ok=True)
-    with api(classroom.config()):  # puts alembic where a new gradebook's making looks for it
-        try:
-            book = Gradebook(classroom.db, COURSE)
-            list(book.assignments)
-        except (ArgumentError, NoSuchModuleError):
-            raise RecordingError(
-                f"--db takes an address such as postgresql://user@host/grades, not "
-                f"{classroom.shown_db}"
-            ) from None
-        except ModuleNotFoundError as error:
-            package = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}.get(
-                error.name, error.name
-            )
-            raise RecordingError(
-                f"{classroom.shown_db} needs a driver: pip install {package}"
-            ) from None
-        except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            where = classroom.shown_db.removeprefix("sqlite:///")
-            away = " Move it away to start a new one." if where != classroom.shown_db else ""
-            raise RecordingError(
-                f"{where} cannot be used as a gradebook ({reason}).{away}"
-            ) from None
+    try:
+        _make_tables(classroom.db)
+        book = Gradebook(classroom.db, COURSE)
+        list(book.assignments)
+    except (ArgumentError, NoSuchModuleError):
+        raise RecordingError(
+            f"--db takes an address such as postgresql://user@host/grades, not {classroom.shown_db}"
+        ) from None
+    except ModuleNotFoundError as error:
+        package = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}.get(
+            error.name, error.name
+        )
+        raise RecordingError(
+            f"{classroom.shown_db} needs a driver: pip install {package}"
+        ) from None
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        where = classroom.shown_db.removeprefix("sqlite:///")
+        away = " Move it away to start a new one." if where != classroom.shown_db else ""
+        raise RecordingError(f"{where} cannot be used as a gradebook ({reason}).{away}") from None
     return book
+
+
+def _make_tables(url: str) -> None:
+    """An empty database becomes a gradebook, whole or not at all.
+
+    nbgrader would start a program only to learn its own version of the tables: two seconds.
+    """
+    engine = create_engine(url)
+    with contextlib.closing(engine.connect()) as connection, connection.begin():
+        if not inspect(connection).get_table_names():
+            config = alembic.config.Config()
+            config.set_main_option("script_location", ALEMBIC_DIR)
+            Base.metadata.create_all(connection)
+            versions = ScriptDirectory.from_config(config)
+            MigrationContext.configure(connection).stamp(versions, "head")
+    engine.dispose()
 
 
 class Recorder:
@@ -148,6 +166,12 @@ class Recorder:
         late.init_plugin()
         self._penalty = late.plugin_inst.late_submission_penalty
 
+    def enrol(self, students: Iterable[str]) -> None:
+        """Make students known to the gradebook, those who are not yet."""
+        known = {student.id for student in self.book.students}
+        self.book.db.add_all(Student(id=student) for student in sorted({*students} - known))
+        self.book.db.commit()
+
     def record(
         self, chapter: Chapter, student: str, notebook: NotebookNode | None, timestamp: str = ""
     ) -> dict[str, Any]:
@@ -156,7 +180,7 @@ class Recorder:
 
         Args:
             chapter: which assignment.
-            student: whose.
+            student: whose, enrolled.
             notebook: as it was run; None gives no points.
             timestamp: of the handing in.
 
@@ -168,7 +192,6 @@ class Recorder:
             return self._record(chapter, student, notebook, timestamp)
 
     def _record(self, chapter: Chapter, student: str, notebook: Any, timestamp: str) -> dict:
-        self.book.update_or_create_student(student)
         submission = self.book.update_or_create_submission(
             chapter.slug, student, timestamp=timestamp or None
         )
@@ -256,14 +279,15 @@ def render(notebook: NotebookNode, marks: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _exporter():
-    from nbconvert.exporters import HTMLExporter
     from nbgrader.converters import GenerateFeedback
+
+    from autograder.feedback import PageExporter
 
     config = Classroom(Path()).config()
     config.HTMLExporter.merge(config.GenerateFeedback.HTMLExporter)
     # As nbgrader makes it, but for the step that asks the gradebook, which is done above.
     made = GenerateFeedback(config=config)
-    exporter = HTMLExporter(config=made.config)
+    exporter = PageExporter(config=made.config)
     steps = [s for s in made.preprocessors if s.__name__ != "GetGrades"]
     for step in steps:
         exporter.register_preprocessor(step, enabled=True)

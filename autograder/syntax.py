@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import linecache
 import re
@@ -96,10 +97,9 @@ def uses_behind(
         forbidden: as there.
         module: as there.
     """
-    binding: dict[str, list[tuple[ast.stmt, set[str]]]] = {}
-    for tree in filter(None, map(parsed, cells)):
-        for statement in tree.body:
-            names, read = _globals(statement)
+    binding: dict[str, list[tuple[ast.stmt, frozenset[str]]]] = {}
+    for cell in cells:
+        for statement, names, read in _statements(cell):
             for bound in names:
                 binding.setdefault(bound, []).append((statement, read))
     behind = [statement for statement, _ in binding.get("*", [])]
@@ -132,6 +132,13 @@ def hidden_ways(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             found |= {alias.name for alias in node.names} & HIDDEN
     return sorted(found)
+
+
+@functools.lru_cache(1_000)  # the cells of a notebook are looked at for every exercise
+def _statements(cell: str) -> list[tuple[ast.stmt, frozenset[str], frozenset[str]]]:
+    """A cell's statements, each with the names of the notebook that it binds and reads."""
+    tree = parsed(cell)
+    return [(s, *map(frozenset, _globals(s))) for s in (tree.body if tree else ())]
 
 
 def _globals(statement: ast.stmt) -> tuple[set[str], set[str]]:

@@ -17,7 +17,8 @@ import torch
 
 from autograder.sandbox.lockdown import Rules
 from autograder.sandbox.remote import RemoteSubject
-from autograder.sandbox.session import Limits, Warm
+from autograder.sandbox.session import Limits
+from autograder.sandbox.warming import Warm
 from autograder.subjects import LearnerError
 from tests.toy import make_chapter
 

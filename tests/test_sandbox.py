@@ -22,7 +22,8 @@ from autograder.sandbox import box, lockdown, wire
 from autograder.sandbox import session as sessions
 from autograder.sandbox.lockdown import Rules
 from autograder.sandbox.remote import RemoteSubject
-from autograder.sandbox.session import Limits, SandboxError, Warm
+from autograder.sandbox.session import Limits, SandboxError
+from autograder.sandbox.warming import Warm
 from autograder.subjects import LearnerError, Local
 from tests.toy import make_chapter
 
@@ -586,7 +587,7 @@ def test_nothing_of_a_session_is_left_when_the_grader_is_killed(tmp_path):
     text = """\
     import sys
     sys.path.insert(0, sys.argv[1])
-    from autograder.sandbox.session import Warm
+    from autograder.sandbox.warming import Warm
     from tests.test_sandbox import members
     warm = Warm()
     session = warm.session()

@@ -2,7 +2,7 @@
 
     grader (trusted)                          box (a learner's)
     ----------------                          -----------------
-    session.Warm      starts   warm.py        imports torch once; trusted, knows no secret
+    warming.Warm      starts   warm.py        imports torch once; trusted, knows no secret
     session.Session   starts   box.py         one bubblewrap: namespaces, read-only system, scratch
                       asks     warm.py        to fork; the child walks into the box and locks
                                               itself in (lockdown.py)
