@@ -69,7 +69,7 @@ def main(arguments):
             if asks:
                 return help_before_setup(command)
             set_up(testing)
-        if testing and not asks:
+        if testing and not asks and "--mine" not in arguments:
             require_chromium()
             offer_bubblewrap()
         return hand_over(arguments)

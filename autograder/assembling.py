@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from rich.table import Table
 
-from autograder import running
+from autograder import drawing, running
 from autograder.checking import Chapter, Exercise, chapters
 
 MARK = "# Yours, from exercises/"
@@ -44,6 +45,8 @@ class Part:
 def assemble(root: Path, target: Path, only: list[Chapter] | None = None) -> list[Part]:
     """Write the package: a copy of `solutions` in which every cell that passes its check is used.
 
+    With it goes a picture of whose its parts are, `parts.svg`.
+
     Args:
         root: the course's folder.
         target: folder of the package; its name becomes the package's. It may exist if an earlier
@@ -68,12 +71,15 @@ def assemble(root: Path, target: Path, only: list[Chapter] | None = None) -> lis
             if code is not None:
                 modules[module] = _replaced(modules[module], exercise, code)
             parts.append(Part(exercise, code is not None, reason))
-    target.mkdir(parents=True, exist_ok=True)
+    # What modules read beside themselves, such as trained weights, comes along.
+    beside = shutil.ignore_patterns("*.py", "*.pyc", "__pycache__", "notebooks")
+    shutil.copytree(root / "solutions", target, ignore=beside, dirs_exist_ok=True)
     modules["__init__"] = SIGNATURE + "\n"
     for name, text in modules.items():
         text = re.sub(r"\b(from|import) solutions\b", rf"\1 {package}", text)
         (target / f"{name}.py").write_text(text, encoding="utf-8")
     _try(target, modules)
+    drawing.draw(parts, target / "parts.svg")
     return parts
 
 

@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that grade (default: one for each core)",
+        help="processes that grade (default: one for each core, where there is enough to do)",
     )
     many.add_argument(
         "--scheduler",
@@ -138,7 +138,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", help="such as checks")
 
     sub = command("test", test, "run every test")
-    sub.usage = "course.py test [-h] [PYTEST ARGUMENTS ...]"
+    sub.add_argument(
+        "--mine",
+        action="store_true",
+        help="test my_transformer/, assembled anew, instead: what the library promises of each "
+        "part, of yours as well",
+    )
+    sub.usage = "course.py test [-h] [--mine] [PYTEST ARGUMENTS ...]"
     return top
 
 
@@ -245,7 +251,11 @@ def assemble(args: argparse.Namespace) -> int:
     console.print(assembling.table(parts))
     yours = sum(part.yours for part in parts)
     console.print(f"[bold]{yours} of {len(parts)} parts are yours.[/] Written to {target}/")
-    console.print(f"Next: `from {target.name} import …` works from the folder {target.parent}.")
+    console.print(f"A picture of them: {(target / 'parts.svg').as_uri()}", soft_wrap=True)
+    console.print(
+        f"Next: `from {target.name} import …` works from the folder {target.parent}; "
+        "`python3 course.py test --mine` runs the library's own tests on it."
+    )
     return 0
 
 
@@ -305,4 +315,17 @@ def _script(name: str | None, folder: Path, command: str) -> int:
 
 
 def test(args: argparse.Namespace) -> int:
-    return subprocess.call([sys.executable, "-m", "pytest", *args.arguments], cwd=ROOT)
+    command = [sys.executable, "-m", "pytest"]
+    if not args.mine:
+        return subprocess.call([*command, *args.arguments], cwd=ROOT)
+    from autograder import assembling, mine
+
+    target = ROOT / "my_transformer"
+    with console.status("Checking your notebooks …"):
+        parts = assembling.assemble(ROOT, target)
+    yours = sum(part.yours for part in parts)
+    console.print(f"[bold]{yours} of {len(parts)} parts are yours[/]; the rest is the course's.")
+    tests = sorted((ROOT / "tests").glob("test_solutions_*.py"))
+    environment = os.environ | {mine.VARIABLE: str(target)}
+    plugin = ["-p", "autograder.mine", "-p", "no:cacheprovider"]
+    return subprocess.call([*command, *plugin, *tests, *args.arguments], cwd=ROOT, env=environment)

@@ -117,11 +117,11 @@ def _client(workers: int, scheduler: str) -> Iterator[Any]:
     dask.config.set({"distributed.comm.timeouts.connect": "10s"})
     if scheduler:
         try:
-            client = Client(scheduler, timeout=10)
+            client = Client(scheduler, timeout=10, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise EngineError(f"no dask scheduler at {scheduler} ({reason})") from None
-        with client:
+        with contextlib.closing(client):
             yield client
         return
     # Whoever may connect to a scheduler may run code as us; hence certificates, made for the run.
@@ -135,7 +135,7 @@ def _client(workers: int, scheduler: str) -> Iterator[Any]:
             silence_logs=logging.CRITICAL,
             preload=["autograder.engine"],
         ) as cluster,
-        Client(cluster) as client,
+        contextlib.closing(Client(cluster, set_as_default=False)) as client,
     ):
         yield client
 
@@ -186,7 +186,7 @@ def _spread(client: Any, tasks: Iterator[Task], record: Record) -> Iterator[Done
     from distributed import as_completed
 
     tasks = iter(tasks)
-    waiting = as_completed()
+    waiting = as_completed(loop=client.loop)
     tries: dict[str, tuple[Task, int]] = {}  # of runs, by the key of their future
     recorded: dict[str, Done] = {}  # by the key of the feedback's future
 

@@ -385,7 +385,7 @@ def grade_class(
     force: bool = False,
     console: Console | None = None,
     *,
-    workers: int | None = None,
+    workers: int | None = 1,
     scheduler: str = "",
     db: str = "",
     sandbox: bool = True,
@@ -402,8 +402,8 @@ def grade_class(
         chapters: which assignments; all by default.
         force: grade unchanged submissions again, too.
         console: where to print.
-        workers: how many processes grade on this machine; by default one for each core, where
-            there is enough to do.
+        workers: how many processes grade on this machine; None for one on each core, where there
+            is enough to do.
         scheduler: address of a running dask scheduler, whose workers grade instead.
         db: the gradebook's address (see `open_class`).
         sandbox: False runs submissions with the rights of whoever grades.

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import sys
 import nbformat
 import pytest
 
-from autograder import assembling, building
+from autograder import assembling, building, drawing
+from autograder import mine as mine_plugin
 from autograder.assembling import AssembleError
 from autograder.checking import find_chapter
 from autograder.classroom import Classroom
@@ -116,3 +118,51 @@ def test_a_folder_with_other_things_in_it_is_left_alone(course):
     with pytest.raises(AssembleError, match="holds something else"):
         assembling.assemble(root, root / "thesis", [chapter])
     assert (root / "thesis" / "chapter1.txt").read_text() == "years of work"
+
+
+def test_what_modules_read_beside_themselves_comes_along(course):
+    root, chapter, _ = course
+    (root / "solutions" / "weights").mkdir(exist_ok=True)
+    (root / "solutions" / "weights" / "some.safetensors").write_bytes(b"numbers")
+    assembling.assemble(root, root / "my_transformer", [chapter])
+    assert (root / "my_transformer" / "weights" / "some.safetensors").read_bytes() == b"numbers"
+    assert not (root / "my_transformer" / "notebooks").exists()
+
+
+def test_the_picture_shows_whose_each_part_is(course):
+    root, chapter, path = course
+    fill(path, {"batched_outer": MINE}, [HELPERS])
+    parts = assembling.assemble(root, root / "my_transformer", [chapter])
+    picture = (root / "my_transformer" / "parts.svg").read_text()
+    assert f"1 of {len(parts)} parts are yours" in picture
+    # A filled square for what is theirs, and the one that explains it.
+    assert picture.count(f"fill: {drawing.YOURS}") == 2
+    assert picture.count("stroke-dasharray") == len(parts) - 1 + 1
+    assembling.assemble(root, root / "my_transformer", [chapter])
+    assert (root / "my_transformer" / "parts.svg").read_text() == picture
+
+
+def test_the_librarys_tests_run_on_the_learners_own(course, root):
+    copy, chapter, path = course
+    mine = MINE.replace("return rows", "assert a.ndim < 9, 'mine, for few axes'; return rows")
+    fill(path, {"batched_outer": mine}, [HELPERS])
+    assembling.assemble(copy, copy / "my_transformer", [chapter])
+    (copy / "test_it.py").write_text(
+        "import pytest, torch\n"
+        "import solutions.start\n"
+        "from solutions import self_attention\n"
+        "def test_whose():\n"
+        "    with pytest.raises(AssertionError, match='mine'):\n"
+        "        solutions.start.batched_outer(torch.ones([1] * 9), torch.ones(1))\n"
+        "    assert self_attention.__name__ == 'my_transformer.self_attention'\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "autograder.mine"]
+    tests = [copy / "test_it.py", root / "tests" / "test_solutions_start.py"]
+    done = subprocess.run(
+        [*command, "--rootdir", root, "-p", "no:cacheprovider", *tests],
+        cwd=root,
+        env={**os.environ, mine_plugin.VARIABLE: str(copy / "my_transformer")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

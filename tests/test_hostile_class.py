@@ -70,7 +70,7 @@ def graded(template, tmp_path_factory, sandbox):
         (shadow / name).write_text("raise SystemExit('shadowed')")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADER_SECRET", CANARY)
-        patch.setattr(grading, "Engine", lambda *a: Engine(*a, limits=LIMITS))
+        patch.setattr(grading, "Engine", lambda *a, **k: Engine(*a, limits=LIMITS, **k))
         screen = Screen()
         found = grading.grade_class(template, folder, [CHAPTER], console=screen)
     return folder.parent, {g.student: g for g in found}, screen.text

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from autograder.checks import start as start_checks
-from autograder.sandbox import box, lockdown, wire
+from autograder.sandbox import box, lockdown, warming, wire
 from autograder.sandbox import session as sessions
 from autograder.sandbox.lockdown import Rules
 from autograder.sandbox.remote import RemoteSubject
@@ -636,7 +636,7 @@ def test_a_lock_that_lacks_a_part_is_noticed_from_outside():
                 def popen(command, **options):
                     return start([*command[:3], textwrap.dedent(text), str(ROOT)], **options)
 
-                patch.setattr(sessions.subprocess, "Popen", popen)
+                patch.setattr(warming.subprocess, "Popen", popen)
                 super()._start()
 
     with Broken() as broken:
