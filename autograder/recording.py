@@ -187,7 +187,8 @@ class Recorder:
         Returns:
             The marks, for `render`.
         """
-        with warnings.catch_warnings():
+        # A flush ahead of each of the many small queries would be most of the work.
+        with warnings.catch_warnings(), self.book.db.no_autoflush:
             warnings.simplefilter("ignore")  # SQLAlchemy's, of nbgrader's own code
             return self._record(chapter, student, notebook, timestamp)
 
