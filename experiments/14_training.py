@@ -22,9 +22,9 @@ from solutions.training import AdamW, cosine_schedule, get_batch, train
 
 SEEDS = [0, 1, 2]
 WINDOW = 64  # tokens: the context window, and the length of the windows of text
-SIZES = {"n_positions": WINDOW, "d_model": 96, "n_layers": 4, "n_heads": 4}
-BATCH, STEPS, WARMUP, EVERY = 24, 2400, 100, 100
-PEAK, DECAY = 6e-3, 0.01
+SIZES = {"n_positions": WINDOW, "d_model": 96, "n_layers": 4, "n_heads": 4, "std": 0.1}
+BATCH, STEPS, WARMUP, EVERY = 24, 2000, 100, 100
+PEAK, DECAY = 4e-3, 0.01
 TEXT, TESTS = 1_000_000, 512
 
 

@@ -351,12 +351,14 @@ def _(t: Trial):
 @GPT.group(
     "weights at the start",
     points=2,
-    hint="Normal with standard deviation 0.02, which is 0.02 * init_scale(L) for the two maps of a "
+    hint="Normal with standard deviation config.std, times init_scale(L) for the two maps of a "
     "block that write into the stream. Biases are 0.",
 )
 def _(t: Trial):
     for n_layers in (2, 8) if t.graded else (2,):
-        config = model_of(d_model=24, n_layers=n_layers, vocab_size=45, n_positions=30, tied=False)
+        config = model_of(
+            d_model=24, n_layers=n_layers, vocab_size=45, n_positions=30, tied=False, std=0.04
+        )
         found, expected = t.drive("initial_weights", config)
         t.equal(sorted(found), sorted(expected), "The parameters are not those of the docstring")
         for name in expected:
@@ -629,7 +631,7 @@ def _writes(name):
 class not_shrunk(_Model):
     def reset_parameters(self):
         super().reset_parameters()
-        _drawn(self, lambda name: 0.02)
+        _drawn(self, lambda name: self.config.std)
 
 
 @GPT.mistake("You shrank by 1 / √L. A layer writes twice: 1 / √(2L).")
@@ -637,7 +639,7 @@ class shrunk_by_layers(_Model):
     def reset_parameters(self):
         super().reset_parameters()
         scale = math.sqrt(2) * init_scale(self.config.n_layers)
-        _drawn(self, lambda name: 0.02 * (scale if _writes(name) else 1))
+        _drawn(self, lambda name: self.config.std * (scale if _writes(name) else 1))
 
 
 @GPT.mistake(
@@ -647,7 +649,7 @@ class shrunk_by_layers(_Model):
 class all_shrunk(_Model):
     def reset_parameters(self):
         super().reset_parameters()
-        _drawn(self, lambda name: 0.02 * init_scale(self.config.n_layers))
+        _drawn(self, lambda name: self.config.std * init_scale(self.config.n_layers))
 
 
 @GPT.mistake("You shrank attention's map, and not the feed-forward layer's. Both write.")
@@ -655,7 +657,17 @@ class only_attention_shrunk(_Model):
     def reset_parameters(self):
         super().reset_parameters()
         scale = init_scale(self.config.n_layers)
-        _drawn(self, lambda name: 0.02 * (scale if name.endswith("output.weight") else 1))
+        _drawn(
+            self, lambda name: self.config.std * (scale if name.endswith("output.weight") else 1)
+        )
+
+
+@GPT.mistake("You fixed the standard deviation at 0.02. `config.std` says what it is.")
+class always_gpt2s_std(_Model):
+    def reset_parameters(self):
+        super().reset_parameters()
+        scale = init_scale(self.config.n_layers)
+        _drawn(self, lambda name: 0.02 * (scale if _writes(name) else 1))
 
 
 @GPT.mistake("You left the biases as `nn.Linear` draws them. They start at 0.")
@@ -712,17 +724,14 @@ class all_in_one(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, config.eps, **more)
         own = nn.Linear(config.d_model, config.vocab_size, bias=False, **more)
         self.head = reference.TiedHead(self.embedding) if config.tied else own
-        self.apply(self._draw)
+        for part in self.modules():
+            if isinstance(part, (nn.Linear, reference.Embedding, LearnedPositions)):
+                nn.init.normal_(part.weight, 0.0, config.std)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
         for block in self.blocks:
             for part in (block.attention.output, block.feed_forward.w_out):
                 part.weight.data /= math.sqrt(2 * config.n_layers)
-
-    @staticmethod
-    def _draw(part):
-        if isinstance(part, (nn.Linear, reference.Embedding, LearnedPositions)):
-            nn.init.normal_(part.weight, 0.0, 0.02)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
 
     def stream(self, ids, depth=None):
         batch, length = ids.shape
