@@ -22,9 +22,9 @@ from solutions.training import AdamW, cosine_schedule, get_batch, train
 
 SEEDS = [0, 1, 2]
 WINDOW = 64  # tokens: the context window, and the length of the windows of text
-SIZES = {"n_positions": WINDOW, "d_model": 96, "n_layers": 4, "n_heads": 4, "std": 0.1}
-BATCH, STEPS, WARMUP, EVERY = 24, 2000, 100, 100
-PEAK, DECAY = 4e-3, 0.01
+SIZES = {"n_positions": WINDOW, "d_model": 64, "n_layers": 4, "n_heads": 4, "std": 0.125}
+BATCH, STEPS, WARMUP, EVERY = 24, 2500, 100, 100
+PEAK, DECAY = 6e-3, 0.01
 TEXT, TESTS = 1_000_000, 512
 
 
@@ -49,7 +49,7 @@ def by_depth(model, test):
     return found
 
 
-def run(seed, steps=STEPS, sizes=SIZES, keep=False):
+def run(seed, steps=STEPS, sizes=SIZES, peak=PEAK, keep=False):
     """Train one model, and say how its excess over the floor went down."""
     language = Stories(**language_of(seed))
     draw = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ def run(seed, steps=STEPS, sizes=SIZES, keep=False):
             model,
             lambda: get_batch(text, BATCH, WINDOW, draw, starts),
             optimizer,
-            lambda s: cosine_schedule(s, peak=PEAK, warmup=WARMUP, total=steps, minimum=PEAK / 50),
+            lambda s: cosine_schedule(s, peak=peak, warmup=WARMUP, total=steps, minimum=peak / 50),
             range(first, min(first + EVERY, steps)),
             max_norm=1.0,
         )
