@@ -1556,7 +1556,9 @@ def _(t: Trial):
         t.same(t.integer(2, 60), window, t.integer(1, window))
 
 
-@sliding.mistake("(handed out) The overlap is graded twice, and the tail of the text never.")
+@sliding.mistake(
+    "You grade the overlap twice, and the tail of the text never: that is how it was handed out."
+)
 def as_handed_out(n, window, stride):
     windows = []
     for start in range(0, max(1, n - window), stride):
