@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import io
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -310,3 +311,199 @@ def interrupted_run(
         "undisturbed": undisturbed,
         "plain": plain,
     }
+
+
+# ------------------------------------------------------------------- models that write text
+
+
+def gpt_parts(
+    make: Callable,
+    config: Any,
+    state: Mapping[str, Tensor],
+    ids: Tensor,
+    depths: Sequence[int | None],
+) -> dict[str, Any]:
+    """Use the parts of a GPT one by one.
+
+    Args:
+        make: the model's class.
+        config: its sizes.
+        state: its weights.
+        ids: what it reads.
+        depths: where its stream is to be read.
+
+    Returns:
+        "streams": at these depths; "read": what `read` makes of the last of them, for all tokens
+        and for one alone; "logits": of `forward`; "follows": whether the head follows the table of
+        embeddings when that is changed.
+    """
+    model = make(config)
+    model.load_state_dict(dict(state))
+    with torch.no_grad():
+        streams = [model.stream(ids, depth) for depth in depths]
+        found = {
+            "streams": streams,
+            "read": [model.read(streams[-1]), model.read(streams[-1][:, -1])],
+            "logits": model(ids),
+        }
+        model.embedding.weight.add_(1.0)
+        found["follows"] = not torch.allclose(model.read(streams[-1]), found["read"][0])
+    return found
+
+
+def initial_weights(make: Callable, config: Any) -> dict[str, str]:
+    """Construct a model, and say of each parameter how it was drawn.
+
+    Args:
+        make: the model's class.
+        config: its sizes, large enough to tell standard deviations apart.
+
+    Returns:
+        By name: "zeros", "ones", or "normal, 0.02 * 2^k" with k in steps of a half, or what else
+        it may be.
+    """
+    kinds = {}
+    for name, p in make(config).named_parameters():
+        p = p.detach().double()
+        if (p == p.flatten()[0]).all():
+            value = p.flatten()[0].item()
+            kinds[name] = {0.0: "zeros", 1.0: "ones"}.get(value, f"all {value:.2g}")
+            continue
+        std, halves = p.std().item(), 0.0
+        if std > 0:
+            halves = round(2 * torch.tensor(std / 0.02).log2().item()) / 2
+        # Of a normal distribution 4.6 % lie beyond two standard deviations, of an even one none.
+        far = (p.abs() > 2 * std).double().mean().item()
+        shape = "normal" if p.numel() < 1000 or far > 0.015 else "not normal"
+        kinds[name] = f"{shape}, 0.02 * 2^{halves:g}"
+    return kinds
+
+
+class _Reader(nn.Module):
+    """Stands for a GPT: its logits depend on every token in its window, and on where it stands."""
+
+    def __init__(self, table: Tensor, n_positions: int):
+        super().__init__()
+        self.table = nn.Parameter(table.clone())  # (V, V)
+        self.config = types.SimpleNamespace(n_positions=n_positions, vocab_size=len(table))
+        self.lengths: list[int] = []
+        self.positions_read: list[int] = []
+
+    def stream(self, ids: Tensor, depth: int | None = None) -> Tensor:
+        n_tokens, window = ids.shape[1], self.config.n_positions
+        if not 1 <= n_tokens <= window:
+            raise ValueError(f"{n_tokens} tokens, expected 1 to n_positions={window}")
+        self.lengths.append(n_tokens)
+        places = torch.arange(1, n_tokens + 1, dtype=self.table.dtype)[:, None]
+        return (self.table[ids] * places.sqrt()).cumsum(1)  # (B, T, V)
+
+    def read(self, x: Tensor) -> Tensor:
+        self.positions_read.append(x.shape[:-1].numel() // (x.shape[0] or 1))
+        return (3 * x).sin()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.read(self.stream(ids))
+
+
+def reading(next_logits: Callable, table: Tensor, window: int, ids: Tensor) -> dict[str, Any]:
+    """Ask what follows a text.
+
+    Args:
+        next_logits: called with a model and ids.
+        table: of the model, (V, V).
+        window: its context window.
+        ids: the text.
+
+    Returns:
+        "logits"; "lengths", of what the model was given to read; "positions": at how many its head
+        was asked, in each sequence; "graph": whether the logits carry one.
+    """
+    model = _Reader(table, window)
+    logits = next_logits(model, ids)
+    return {
+        "logits": logits,
+        "lengths": model.lengths,
+        "positions": model.positions_read,
+        "graph": isinstance(logits, Tensor) and logits.requires_grad,
+    }
+
+
+def _ranked(logits: Tensor, rank: int) -> Tensor:
+    return logits.argsort(dim=-1, descending=True, stable=True)[:, rank]
+
+
+def writing(
+    generate: Callable,
+    table: Tensor,
+    window: int,
+    ids: Tensor,
+    n: int,
+    rank: int | None = None,
+) -> dict[str, Any]:
+    """Have tokens written.
+
+    Args:
+        generate: called with a model, ids, n and perhaps choose.
+        table: of the model, (V, V).
+        window: its context window.
+        ids: the prompt.
+        n: how many tokens.
+        rank: which token to choose, 0 for the most likely; None leaves the choice to `generate`.
+
+    Returns:
+        "ids": as it returned them; "lengths": of what the model was given to read; "asked": the
+        shapes of the logits that were to be chosen from; "prompt": afterwards.
+    """
+    model, asked = _Reader(table, window), []
+
+    def choose(logits: Tensor) -> Tensor:
+        asked.append(list(logits.shape))
+        return _ranked(logits, rank or 0)
+
+    more = () if rank is None else (choose,)
+    written = generate(model, ids, n, *more)
+    return {"ids": written, "lengths": model.lengths, "asked": asked, "prompt": ids}
+
+
+def loaded(
+    load: Callable, state: Mapping[str, Tensor], config: Mapping[str, Any], ids: Tensor
+) -> dict[str, Any]:
+    """Load somebody's weights, and let the model read.
+
+    Args:
+        load: called with the weights and the config.
+        state: the weights.
+        config: theirs.
+        ids: what the model reads.
+
+    Returns:
+        "logits"; "state": the weights afterwards.
+    """
+    model = load(state, config)
+    with torch.no_grad():
+        return {"logits": model(ids), "state": dict(state)}
+
+
+def refusal(
+    load: Callable, state: Mapping[str, Tensor], config: Mapping[str, Any], naming: str
+) -> dict[str, Any]:
+    """Hand over weights that do not fit.
+
+    Args:
+        load: called with the weights and the config.
+        state: the weights.
+        config: theirs.
+        naming: what the error's message has to name.
+
+    Returns:
+        "refused": the name of the error's class, "" if there was none; "named": whether its message
+        holds `naming`.
+    """
+    try:
+        load(state, config)
+    except NotImplementedError:
+        raise  # a stub
+    except Exception as error:
+        kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+        return {"refused": kind, "named": naming in str(error)}
+    return {"refused": "", "named": False}

@@ -1,4 +1,4 @@
-"""The small decoder that the experiments of chapter 12 train, and how they judge it."""
+"""The small decoder that the experiments of chapter 12 train, and how those judge a model."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def decoder(vocab: int, width: int, seed: int, **more: Any) -> Decoder:
 class Test:
     """Windows that start where a story starts, and what a perfect model's loss on them is."""
 
-    def __init__(self, language: Stories, n: int, seed: int):
+    def __init__(self, language: Stories, n: int, seed: int, length: int = LENGTH):
         text = language.stream(60 * n + 1000, torch.Generator().manual_seed(seed))
         starts = (text == 0).nonzero().flatten()
-        starts = starts[starts < len(text) - LENGTH][:n]
+        starts = starts[starts < len(text) - length][:n]
         if len(starts) < n:
             raise ValueError(f"{len(starts)} windows found, {n} expected")
-        self.windows = text[starts[:, None] + torch.arange(LENGTH + 1)]
+        self.windows = text[starts[:, None] + torch.arange(length + 1)]
         surprises = language.surprises(text)
-        self.perfect = surprises[starts[:, None] + 1 + torch.arange(LENGTH)]  # (n, T)
+        self.perfect = surprises[starts[:, None] + 1 + torch.arange(length)]  # (n, T)
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
