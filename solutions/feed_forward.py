@@ -91,7 +91,11 @@ class FeedForward(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        known = {"relu": torch.relu, "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh")}
+        known = {
+            "relu": torch.relu,
+            "gelu": F.gelu,
+            "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        }
         if activation not in known:
             raise ValueError(f"activation={activation!r}, expected one of {list(known)}")
         self.activation = known[activation]
