@@ -77,7 +77,7 @@ def top_k(logits: Float[Tensor, "*batch V"], k: int) -> Float[Tensor, "*batch V"
     """
     if k < 1:
         raise ValueError(f"k={k}, expected at least 1")
-    largest = logits.topk(min(k, logits.shape[-1]), dim=-1).values  # (*batch, k), falling
+    largest = logits.topk(min(k, logits.shape[-1])).values  # (*batch, k), falling
     return logits.masked_fill(logits < largest[..., -1:], -math.inf)
 
 
@@ -103,7 +103,7 @@ def top_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*batch 
     """
     if not 0 < p <= 1:
         raise ValueError(f"p={p}, expected above 0 and at most 1")
-    rising, order = logits.sort(dim=-1)  # (*batch, V), the least likely first
+    rising, order = logits.sort()  # (*batch, V), the least likely first
     below = rising.softmax(dim=-1).cumsum(dim=-1)  # of each token and all less likely ones
     dropped = below <= 1 - p
     dropped[..., -1] = False
@@ -224,7 +224,7 @@ def beam_search(
             break
         texts = torch.stack([torch.cat([start, start.new_tensor(ids)]) for _, ids in live])
         log_p = next_log_probs(texts)  # (live, V)
-        best = log_p.topk(min(width, log_p.shape[-1]), dim=-1)  # no more of any can be kept
+        best = log_p.topk(min(width, log_p.shape[-1]))  # no more of any can be kept
         for (total, ids), values, tokens in zip(live, best.values.tolist(), best.indices.tolist()):
             for value, token in zip(values, tokens):
                 if value > -math.inf:
