@@ -32,9 +32,9 @@ from solutions.training import AdamW, cosine_schedule, get_batch, train
 SEEDS = [0, 1, 2]
 LANGUAGE = {"names": 8, "things": 10, "places": 6, "colours": 4}
 SIZES = {"d_model": 64, "n_layers": 2, "n_heads": 4}
-WINDOW, BATCH, WARMUP, PEAK = 96, 16, 40, 6e-3
-STEPS = {"long": 1000, "short": 120}
-TEXT, STORIES, LIMIT, RUN = 400_000, 200, 100, 300
+WINDOW, BATCH, WARMUP, PEAK = 96, 16, 60, 4e-3
+STEPS = {"long": 3000, "short": 300}
+TEXT, STORIES, LIMIT, RUN = 1_000_000, 400, 100, 300
 BEAMS, ALPHAS = [1, 2, 4, 8, 16, 32], [0.0, 1.0]
 
 #: What is done to the logits, given all ids so far, before a token is drawn.

@@ -180,6 +180,14 @@ def zeros_for_the_others(logits, k):
 
 
 @top_k.mistake(
+    "You rule out with a large negative number. That is very unlikely, not impossible, and what "
+    "comes next cannot see that it is out: use -inf."
+)
+def not_quite_out(logits, k):
+    return logits.masked_fill(logits < logits.topk(_k(logits, k), -1).values[..., -1:], -1e9)
+
+
+@top_k.mistake(
     "You take one threshold for all rows. Each row has a k-th largest of its own: mind the "
     "dimension."
 )
@@ -420,6 +428,16 @@ def zeros_outside(logits, p):
     q, sums, order = _sums(logits, p)
     dropped = torch.zeros_like(sums > p).scatter(-1, order, (sums - q >= p) & (p < 1))
     return logits.masked_fill(dropped, 0.0)
+
+
+@top_p.mistake(
+    "You rule out with a large negative number. That is very unlikely, not impossible, and what "
+    "comes next cannot see that it is out: use -inf."
+)
+def far_below(logits, p):
+    q, sums, order = _sums(logits, p)
+    dropped = torch.zeros_like(sums > p).scatter(-1, order, (sums - q >= p) & (p < 1))
+    return logits.masked_fill(dropped, -1e9)
 
 
 @top_p.mistake("You return probabilities. What comes next wants logits.")
@@ -1177,6 +1195,26 @@ beam_search.mistake(
 )(_named("stops_at_the_first", _searching(stop_at_first=True)))
 
 
+@beam_search.mistake(
+    "You carry the score along, and divide it again at the next step. Carry the plain sum, and "
+    "divide only to compare."
+)
+def divides_again(next_log_probs, start, width, n, end, alpha=0.0):
+    beams = [(0.0, [])]
+    for _ in range(n):
+        more = [beam for beam in beams if beam[1] and beam[1][-1] == end]
+        live = [beam for beam in beams if beam not in more]
+        if not live:
+            break
+        log_p = next_log_probs(torch.stack([torch.tensor([*start, *ids]) for _, ids in live]))
+        for (score, ids), row in zip(live, log_p.tolist()):
+            for token, value in enumerate(row):
+                if value > OUT:
+                    more.append(((score + value) / (len(ids) + 1) ** alpha, [*ids, token]))
+        beams = sorted(more, key=lambda beam: beam[0], reverse=True)[:width]
+    return beams
+
+
 @beam_search.alternative
 def all_in_one_list(next_log_probs, start, width, n, end, alpha=0.0):
     beams = [((), 0.0)]
@@ -1756,6 +1794,24 @@ class NeverSkips(_Wrong):
             if not state or byte not in self.rules[state[0]]:
                 return None
             state = self.rules[state[0]][byte] + state[1:]
+        return state
+
+
+@JsonConstraint.mistake(
+    "Your `read` loses a byte whenever it passes over a symbol: the *same* byte has to be tried "
+    "with the next one."
+)
+class LosesTheByte(_Wrong):
+    def read(self, state, text):
+        for byte in text:
+            if not state:
+                return None
+            if byte in self.rules[state[0]]:
+                state = self.rules[state[0]][byte] + state[1:]
+            elif state[0].endswith("?"):
+                state = state[1:]
+            else:
+                return None
         return state
 
 
