@@ -40,6 +40,7 @@ class GPTConfig:
         activation: of the feed-forward layers, as in `FeedForward`.
         eps: of the norms.
         tied: whether the head shares the table of embeddings; otherwise it has one of its own.
+        std: standard deviation of the weights at the start.
     """
 
     vocab_size: int
@@ -51,6 +52,7 @@ class GPTConfig:
     activation: str = "gelu_tanh"
     eps: float = 1e-5
     tied: bool = True
+    std: float = 0.02
 
     @property
     def d_head(self) -> int:
@@ -155,17 +157,17 @@ class GPT(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weights anew, as GPT-2 does.
 
-        All weights are normal with mean 0 and standard deviation 0.02, all biases 0, the norms
-        scale by 1 and shift by 0. The two maps of a block that write into the stream,
-        `attention.output` and `feed_forward.w_out`, have 0.02 / √(2L).
+        All weights are normal with mean 0 and the standard deviation `config.std`, all biases 0,
+        the norms scale by 1 and shift by 0. The two maps of a block that write into the stream,
+        `attention.output` and `feed_forward.w_out`, have `config.std` / √(2L).
         """
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 writes = name.endswith(("attention.output.weight", "feed_forward.w_out.weight"))
                 scale = init_scale(self.config.n_layers) if writes else 1
-                nn.init.normal_(p, std=0.02 * scale)
+                nn.init.normal_(p, std=self.config.std * scale)
             else:
-                nn.init.constant_(p, 1 if "norm" in name and name.endswith("weight") else 0)
+                nn.init.constant_(p, 1 if name.endswith("weight") else 0)  # of a norm, else a bias
 
     def stream(self, ids: Int[Tensor, "B T"], depth: int | None = None) -> Float[Tensor, "B T D"]:
         """Run the residual stream up, all the way or a part of it.
@@ -490,7 +492,7 @@ def save(model: GPT, path: Path, **about: Any) -> None:
     """
     notes = {"config": asdict(model.config), **about}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(path), {name: json.dumps(note) for name, note in notes.items()})
+    save_model(model, str(path), {"about": json.dumps(notes)})
 
 
 def trained(path: Path = CHECKPOINT) -> tuple[GPT, Stories]:
@@ -503,7 +505,7 @@ def trained(path: Path = CHECKPOINT) -> tuple[GPT, Stories]:
         The model, in evaluation mode, and the language.
     """
     with safe_open(str(path), "pt") as file:
-        notes = {name: json.loads(note) for name, note in file.metadata().items()}
+        notes = json.loads(file.metadata()["about"])
     model = GPT(GPTConfig(**notes["config"]))
     load_model(model, str(path))
     return model.eval(), Stories(**notes["language"])

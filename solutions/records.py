@@ -119,10 +119,10 @@ def trained(path: Path = CHECKPOINT) -> tuple[GPT, BPETokenizer]:
         The model, in evaluation mode, and the tokenizer, whose last token is the end token.
     """
     with safe_open(str(path), "pt") as file:
-        config, merges = (json.loads(file.metadata()[name]) for name in ("config", "merges"))
-    model = GPT(GPTConfig(**config))
+        notes = json.loads(file.metadata()["about"])
+    model = GPT(GPTConfig(**notes["config"]))
     load_model(model, str(path))
-    return model.eval(), tokenizer_of([tuple(pair) for pair in merges])
+    return model.eval(), tokenizer_of([tuple(pair) for pair in notes["merges"]])
 
 
 def tokenizer_of(merges: list[tuple[int, int]]) -> BPETokenizer:
