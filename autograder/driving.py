@@ -507,3 +507,132 @@ def refusal(
         kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
         return {"refused": kind, "named": naming in str(error)}
     return {"refused": "", "named": False}
+
+
+def draws(sample: Callable, logits: Tensor, seeds: Sequence[int]) -> dict[str, Any]:
+    """Draw tokens with a new generator of each seed, and once more with the last generator.
+
+    Returns:
+        "drawn": the ids, as the function returned them; "unmoved": whether torch's own random
+        numbers, and the logits, were left alone.
+    """
+    before, given = torch.get_rng_state(), logits.clone()
+    drawn, generator = [], None
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        drawn.append(sample(logits, generator))
+    drawn.append(sample(logits, generator))
+    unmoved = torch.equal(before, torch.get_rng_state()) and torch.equal(given, logits)
+    return {"drawn": drawn, "unmoved": unmoved}
+
+
+def beams(
+    search: Callable,
+    table: Tensor,
+    start: Tensor,
+    width: int,
+    n: int,
+    end: int,
+    alpha: float | None = None,
+    never: int | None = None,
+) -> list:
+    """Search in a tree whose next distribution depends on the whole text.
+
+    Args:
+        search: called with a model, start, width, n, end and perhaps alpha.
+        table: (T, V, V): what the token at each place adds to the logits of the next one.
+        start, width, n, end: as for the function.
+        alpha: None leaves it to its default.
+        never: a token that never comes.
+
+    Returns:
+        What the function returned.
+    """
+
+    def next_log_probs(ids: Tensor) -> Tensor:
+        logits = sum(table[t, ids[:, t]] for t in range(ids.shape[1]))  # (n, V)
+        if never is not None:
+            logits = logits.clone()
+            logits[:, never] = -float("inf")
+        return logits.log_softmax(dim=-1)
+
+    more = () if alpha is None else (alpha,)
+    return search(next_log_probs, start.clone(), width, n, end, *more)
+
+
+def streamed(stream: Callable, tokens: Sequence[bytes], stops: Sequence[str]) -> dict[str, Any]:
+    """Stream text, and note what came when.
+
+    Returns:
+        "pieces": each piece, with the number of tokens that had been taken by then; "taken": how
+        many were in the end.
+    """
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for token in tokens:
+            taken += 1
+            yield token
+
+    pieces = []
+    for piece in stream(source(), list(stops)):
+        pieces.append([piece, taken])
+        if len(pieces) > 3 * len(tokens) + 9:
+            raise RuntimeError("pieces of text without end")
+    return {"pieces": pieces, "taken": taken}
+
+
+def constraint_answers(
+    make: Callable,
+    tokens: Sequence[bytes | None],
+    rules: Mapping[str, Mapping[int, tuple]] | None,
+    reads: Sequence[tuple[tuple, bytes]] = (),
+    masks: Sequence[tuple[bytes, int]] = (),
+    advances: Sequence[tuple[bytes, int]] = (),
+) -> dict[str, Any]:
+    """Construct a constraint and ask it.
+
+    Args:
+        make: its class.
+        tokens: the bytes of each id; None stands where the end token is.
+        rules: of the grammar; None leaves them to the default.
+        reads: states and texts to be read from there. A state may be given as bytes: what is read
+            from the start on.
+        masks: texts read so far, and budgets.
+        advances: texts read so far, and tokens.
+
+    Returns:
+        "reads": what was read to; "needs": of each of these that is a state; "masks";
+        "advances"; "kept": for how many states costs are kept; "start": whether the start is as
+        it was; "refused": what it says to ranks that lack the byte 255.
+    """
+    ranks = {text: i for i, text in enumerate(tokens) if text is not None}
+    more = {} if rules is None else {"rules": rules}
+    constraint = make(ranks, tokens.index(None), **more)
+    start = constraint.start
+    found, needs, answers, after_tokens = [], [], [], []
+    for state, text in reads:
+        if isinstance(state, bytes):
+            state = constraint.read(start, state)
+        after = constraint.read(state, text)
+        found.append(after)
+        needs.append(None if after is None else constraint.needs(after))
+    for text, budget in masks:
+        answers.append(constraint.mask(constraint.read(start, text), budget))
+    for text, token in advances:
+        after_tokens.append(constraint.advance(constraint.read(start, text), token))
+    try:
+        make({text: i for text, i in ranks.items() if text != b"\xff"}, tokens.index(None), **more)
+        refused = ""
+    except ValueError as error:
+        refused = str(error)
+    return {
+        "reads": found,
+        "needs": needs,
+        "masks": answers,
+        "advances": after_tokens,
+        "refused": refused,
+        "kept": len(constraint.costs),
+        "start": constraint.start == ("value",),
+    }

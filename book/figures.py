@@ -11,6 +11,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -202,6 +203,87 @@ def slider(
         f'<div class="figure-slider" data-slider="{data}">'
         f'<div class="figure-box">{picture}</div>{control}</div>',
         alts[start],
+    )
+
+
+def sampler(
+    tokens: Sequence[str], logits: Sequence[float], *, t: float = 1.0, k: int = 0, p: float = 1.0
+) -> Html:
+    """Bars of a next-token distribution, with sliders for temperature, top-k and top-p.
+
+    Everything is computed in the page (`course.js`), in this order: temperature, top-k, top-p.
+    Outlines show the model's own probabilities. Without scripts, the start is shown.
+
+    tokens: what each bar is called, the most likely first.
+    logits: of each, falling.
+    t, k, p: the start; k = 0 keeps all.
+    Raises ValueError where counts differ, or for logits that do not fall.
+    """
+    tokens, logits = [str(token) for token in tokens], [float(x) for x in logits]
+    if len(tokens) != len(logits) or not tokens:
+        raise ValueError(f"found {len(tokens)} tokens and {len(logits)} logits")
+    if sorted(logits, reverse=True) != logits:
+        raise ValueError("the most likely token first: the logits have to fall")
+    k = k or len(tokens)
+    own, drawn = sampled(logits, 1.0, len(tokens), 1.0), sampled(logits, t, k, p)
+    alt = sampler_alt(tokens, drawn)
+    prefix = _unique("".join(tokens) + repr(logits))
+    rows = []
+    for i, (token, before, now) in enumerate(zip(tokens, own, drawn)):
+        y, text = 26 * i + 4, f"{100 * now:.1f} %" if now else "out"
+        bar = f'x="120" y="{y}" height="18"'
+        rows.append(
+            f'<g class="row"><text x="112" y="{y + 13}" text-anchor="end">{html.escape(token)}'
+            f'</text><rect class="now" {bar} width="{400 * now:.2f}" fill="{BLUE}"/>'
+            f'<rect {bar} width="{400 * before:.2f}" fill="none" stroke="currentColor"'
+            f' stroke-width="1.2" stroke-dasharray="3 2"/><text class="value"'
+            f' x="{128 + 400 * max(before, now):.2f}" y="{y + 13}">{text}</text></g>'
+        )
+    knobs = [
+        ("t", "Temperature", 0.1, 3, 0.05, t, f"{t:.2f}"),
+        ("k", "Top-k", 1, len(tokens), 1, k, str(k)),
+        ("p", "Top-p", 0.02, 1, 0.02, p, f"{p:.2f}"),
+    ]
+    controls = "".join(
+        f'<div class="slider-control"><label for="{prefix}-{name}">{label}</label>'
+        f'<input type="range" id="{prefix}-{name}" name="{name}" min="{low}" max="{high}"'
+        f' step="{step}" value="{value}" autocomplete="off">'
+        f'<output for="{prefix}-{name}">{shown}</output></div>'
+        for name, label, low, high, step, value, shown in knobs
+    )
+    data = html.escape(json.dumps({"tokens": tokens, "logits": logits}), quote=True)
+    picture = (
+        f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" font-size="14"'
+        f' viewBox="0 0 600 {26 * len(tokens) + 4}" width="600" fill="currentColor"'
+        f' xmlns="http://www.w3.org/2000/svg">{"".join(rows)}</svg>'
+    )
+    return Html(
+        f'<div class="figure-sampler" data-sampler="{data}">'
+        f'<div class="figure-box">{picture}</div>{controls}</div>',
+        alt,
+    )
+
+
+def sampled(logits: Sequence[float], t: float, k: int, p: float) -> list[float]:
+    """Probabilities after temperature, top-k and top-p, of logits that fall.
+
+    `course.js` has the same function.
+    """
+    weights = [math.exp((x - logits[0]) / t) for x in logits]
+    weights = [w if x >= logits[min(k, len(logits)) - 1] else 0.0 for w, x in zip(weights, logits)]
+    total, before, kept = sum(weights), 0.0, []
+    for w in weights:
+        kept.append(w if p >= 1 or before < p * total else 0.0)
+        before += w
+    return [w / sum(kept) for w in kept]
+
+
+def sampler_alt(tokens: Sequence[str], drawn: Sequence[float]) -> str:
+    """What there is to see in a `sampler`; `course.js` has the same."""
+    left = sum(x > 0 for x in drawn)
+    return (
+        f"{left} of {len(tokens)} tokens are left. The most likely, {tokens[0]}, has"
+        f" {100 * drawn[0]:.1f} %, the last of them {100 * min(x for x in drawn if x):.1f} %."
     )
 
 

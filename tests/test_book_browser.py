@@ -7,7 +7,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 import yaml
+
+from solutions.decoding import temperature, top_k, top_p
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -212,6 +215,34 @@ def test_a_slider_follows_the_arrow_keys(visit, site, book_html):
             assert box.locator("svg > g.frame").nth(i).get_attribute("display") is None
             assert shown.count() == 1
             page.keyboard.press("ArrowRight")
+
+
+def test_a_sampler_draws_what_its_sliders_say(visit, site, book_html):
+    paths = [
+        path
+        for path in sorted(book_html.glob("book/*.html"))
+        if "data-sampler=" in path.read_text(encoding="utf-8")
+    ]
+    assert paths, "no page has a sampler"
+    page = visit()
+    for path in paths:
+        page.goto(f"{site}/book/{path.name}")
+        box = page.locator(".figure-sampler").first
+        logits = torch.tensor(json.loads(box.get_attribute("data-sampler"))["logits"]).double()
+        for t, k, p in [(1, len(logits), 1), (0.5, len(logits), 0.9), (2, 4, 1), (0.1, 2, 0.5)]:
+            for name, value in (("t", t), ("k", k), ("p", p)):
+                box.locator(f"input[name={name}]").evaluate(
+                    "(i, v) => { i.value = v; i.dispatchEvent(new Event('input')); }", str(value)
+                )
+            expected = top_p(top_k(temperature(logits, t), k), p).softmax(-1)
+            widths = box.locator("rect.now").evaluate_all(
+                "r => r.map(x => +x.getAttribute('width'))"
+            )
+            assert widths == pytest.approx((400 * expected).tolist(), abs=1e-3)
+            left = int((expected > 0).sum())
+            said = box.locator("svg").get_attribute("aria-label")
+            assert said.startswith(f"{left} of {len(logits)} tokens are left")
+            assert box.locator("text.value", has_text="out").count() == len(logits) - left
 
 
 def chapter(names):

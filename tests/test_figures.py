@@ -12,6 +12,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
+from solutions.decoding import temperature, top_k, top_p
+
 # What red-, green- and blue-blind eyes see, as maps on linear RGB (Machado, Oliveira and Fernandes
 # 2009, severity 1).
 COLOUR_BLIND = {
@@ -201,6 +203,35 @@ def test_a_slider_refuses_what_does_not_fit(figures, change, message):
             frames, **{"label": "k", "values": [1, 2], "alt": "a line in a box", **change}
         )
     plt.close("all")
+
+
+def test_a_sampler_shows_its_start_and_says_so(figures):
+    tokens, logits = ["red", "<blue>", "green"], [1.0, 0.5, -2.0]
+    html = figures.sampler(tokens, logits, t=2.0, k=2)._repr_html_()
+    assert html.count('class="row"') == 3 and html.count('type="range"') == 3
+    assert "&lt;blue&gt;" in html and "<blue>" not in html
+    assert html.count(">out</text>") == 1
+    assert "2 of 3 tokens are left. The most likely, red, has 56.2 %" in html
+    data = json.loads(re.search(r'data-sampler="([^"]+)"', html).group(1).replace("&quot;", '"')
+                      .replace("&lt;", "<").replace("&gt;", ">"))  # fmt: skip
+    assert data == {"tokens": tokens, "logits": logits}
+
+
+def test_a_sampler_refuses_what_does_not_fit(figures):
+    for tokens, logits in ((["a"], [1.0, 0.0]), ([], []), (["a", "b"], [0.0, 1.0])):
+        with pytest.raises(ValueError, match="logits"):
+            figures.sampler(tokens, logits)
+
+
+@pytest.mark.parametrize("t", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("k", [1, 4, 12])
+@pytest.mark.parametrize("p", [0.1, 0.7, 1.0])
+def test_a_sampler_computes_what_chapter_15_does(figures, t, k, p):
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(1)).double()
+    logits = logits.sort(descending=True).values
+    found = figures.sampled(logits.tolist(), t, k, p)
+    expected = top_p(top_k(temperature(logits, t), k), p).softmax(-1)
+    assert found == pytest.approx(expected.tolist(), abs=1e-12)
 
 
 def test_a_slider_needs_frames_of_one_size(figures):

@@ -30,6 +30,12 @@ ALONE = "if not torch.allclose(alone, together[b : b + 1, t : t + 1], atol=1e-6)
 BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
 SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
 
+DARTS = "darts = (1 - darts) * ends[..., -1:]  # above 0, and no further than the last end"
+RAND = "darts = torch.rand(ends[..., :1].shape, generator=generator"
+PAIRS = "for (total, ids), values, tokens in zip(live, best.values"
+TOPK = "best = log_p.topk(min(width, log_p.shape[-1]))  # no more of any can be kept"
+BEGUN = "begun = [k for stop in stops for k in range("
+
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
     # It sets a flag on the caller's tensor, whose numbers stay.
@@ -275,6 +281,49 @@ EQUIVALENT: dict[str, set[str]] = {
     },
     # At a length of max_norm itself the factor is 1.
     "clip_grad_norm": {"if norm > max_norm: -> if norm >= max_norm:"},
+    "top_k": {
+        "largest = logits.topk(min(k, logits.shape[-1])).values  # (*batch, k), falling"
+        " -> largest = logits.topk(min(logits.shape[-1], k)).values"
+    },
+    # What happens to a dart of exactly 0 or 1, and how finely darts are spread, shows in one draw
+    # of many millions.
+    "sample": {
+        "ends = logits.double().softmax(dim=-1).cumsum(dim=-1)  # (*batch, V): where stretches end"
+        " -> ends = logits.softmax(dim=-1).cumsum(dim=-1)",
+        f"{RAND}, dtype=ends.dtype) -> {RAND})",
+        f"{DARTS} -> pass",
+        f"{DARTS} -> darts = (1 - darts) / ends[..., -1:]",
+        "return (ends < darts).sum(dim=-1) -> return (ends <= darts).sum(dim=-1)",
+    },
+    # A logit of 0 stays 0 either way.
+    "repetition_penalty": {
+        "lowered = torch.where(logits > 0, logits / penalty, logits * penalty)"
+        " -> lowered = torch.where(logits >= 0, logits / penalty, logits * penalty)",
+        "seen = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, True)  # (B, V)"
+        " -> seen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, True)",
+    },
+    # Scores may be numbers or tensors without axes.
+    "beam_search": {
+        "alpha: float = 0.0, -> def beam_search(next_log_probs: Callable[[Int[Tensor, 'n t']],"
+        " Float[Tensor, 'n V']], start: Int[Tensor, 'T'], width: int, n: int, end: int, alpha:"
+        " float=-0.0) -> list[tuple[float, list[int]]]:",
+        "beams: list[tuple[float, list[int]]] = [(0.0, [])]"
+        " -> beams: list[tuple[float, list[int]]] = [(-0.0, [])]",
+        f"{TOPK} -> best = log_p.topk(min(log_p.shape[-1], width))",
+        f"{TOPK} -> best = log_p.topk(min(width, log_p.shape[1]))",
+        f"{PAIRS}.tolist(), best.indices.tolist()): -> {PAIRS}.tolist(), best.indices):",
+        f"{PAIRS}.tolist(), best.indices.tolist()): -> {PAIRS}, best.indices.tolist()):",
+    },
+    # No text is too short to end with nothing.
+    "stream_text": {
+        f"{BEGUN}1, len(stop)) if waiting.endswith(stop[:k])]"
+        f" -> {BEGUN}0, len(stop)) if waiting.endswith(stop[:k])]"
+    },
+    "JsonConstraint": {
+        "self.vocab_size = max(end, *self.texts) + 1"
+        " -> self.vocab_size = max(*self.texts, end) + 1",
+        "costs[self.end] = 0 -> costs[self.end] = -1",
+    },
 }
 
 EXERCISES = [e for c in chapters() for e in c.exercises.values()]
