@@ -18,6 +18,10 @@ from autograder import drawing, running
 from autograder.checking import Chapter, Exercise, chapters
 
 MARK = "# Yours, from exercises/"
+# The library's GPT takes PyTorch's norm, for speed. A learner's takes the one that they wrote.
+NORM = "residuals_and_norms.LayerNorm"
+TORCH_NORM = re.compile(r"^from torch\.nn import LayerNorm\b.*\n", re.M)
+OWN_NORM = "from solutions.residuals_and_norms import LayerNorm\n"
 SIGNATURE = (
     '"""Your own library, written by `python3 course.py assemble`. Edit the notebooks, not this."""'
 )
@@ -71,6 +75,8 @@ def assemble(root: Path, target: Path, only: list[Chapter] | None = None) -> lis
             if code is not None:
                 modules[module] = _replaced(modules[module], exercise, code)
             parts.append(Part(exercise, code is not None, reason))
+    if any(p.yours and p.exercise.symbol == NORM for p in parts) and "gpt" in modules:
+        modules["gpt"] = TORCH_NORM.sub(OWN_NORM, modules["gpt"])
     # What modules read beside themselves, such as trained weights, comes along.
     beside = shutil.ignore_patterns("*.py", "*.pyc", "__pycache__", "notebooks")
     shutil.copytree(root / "solutions", target, ignore=beside, dirs_exist_ok=True)

@@ -13,7 +13,7 @@ import pytest
 from autograder import assembling, building, drawing
 from autograder import mine as mine_plugin
 from autograder.assembling import AssembleError
-from autograder.checking import find_chapter
+from autograder.checking import chapters, find_chapter
 from autograder.classroom import Classroom
 
 
@@ -166,3 +166,28 @@ def test_the_librarys_tests_run_on_the_learners_own(course, root):
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_learners_gpt_has_the_learners_norm(course, root):
+    copy, _, _ = course
+    chapter = find_chapter("10")
+    path = building.notebook_path(copy, chapter)
+    shutil.copyfile(Classroom(copy / "class").add(root, chapter), path)
+    source = building.source_notebook(chapter, building.source_path(root, chapter).read_text())
+    [norm] = [c.source for c in source.cells if c.source.startswith("class LayerNorm")]
+    fill(path, {"LayerNorm": norm.replace("class LayerNorm", "# My own.\nclass LayerNorm", 1)})
+    parts = assembling.assemble(copy, copy / "my_transformer", [chapter])
+    assert [p.exercise.name for p in parts if p.yours] == ["LayerNorm"]
+    code = (
+        "import torch; from my_transformer import gpt, residuals_and_norms as own;"
+        "model = gpt.GPT(gpt.GPTConfig(5, 4, 8, 1, 2));"
+        "assert type(model.norm) is own.LayerNorm; print(model(torch.zeros(1, 3).long()).shape)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True)
+    assert "[1, 3, 5]" in done.stdout
+
+
+def test_what_has_a_place_in_the_picture_is_an_exercise():
+    known = {e.symbol for c in chapters() for e in c.exercises.values()}
+    assert set(drawing.placed()) <= known
