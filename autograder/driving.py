@@ -636,3 +636,102 @@ def constraint_answers(
         "kept": len(constraint.costs),
         "start": constraint.start == ("value",),
     }
+
+
+def translator_parts(
+    make: Callable,
+    sizes: Sequence[int],
+    options: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    source: Tensor,
+    target: Tensor,
+) -> dict[str, Any]:
+    """Construct an encoder-decoder and use its parts one by one.
+
+    Args:
+        make: the model's class.
+        sizes: of its constructor, by place.
+        options: of its constructor, by name.
+        state: its weights.
+        source: ids to read.
+        target: ids written so far.
+
+    Returns:
+        "memory", of `encode`; "logits" and "weights", of `decode`, which is given a memory that
+        `encode` did not make, and a source that is padding in its first column.
+    """
+    model = make(*sizes, **options)
+    model.load_state_dict(state)
+    model.eval()
+    memory = model.encode(source)
+    hidden = source.clone()
+    hidden[:, 0] = options.get("padding_idx", 0)
+    logits, weights = model.decode(target, 2 * memory.flip(-1), hidden)
+    return {"memory": memory, "logits": logits, "weights": weights}
+
+
+class _Script(nn.Module):
+    """A translator that knows by heart what to write, and loses the thread if it is misled."""
+
+    def __init__(self, script: Tensor, start: int, padding_idx: int, log: list[str]):
+        super().__init__()
+        self.script, self.start, self.padding_idx, self.log = script, start, padding_idx, log
+        self.strength = nn.Parameter(torch.tensor(5.0))
+        self.vocab = int(script.max()) + 2  # the last id is what it says when it is lost
+
+    def encode(self, source: Tensor) -> Tensor:
+        self.log.append("encode")
+        return self.strength * source[..., None].float()  # (B, S, 1)
+
+    def decode(self, target: Tensor, memory: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        mode = "training" if self.training else "evaluation"
+        self.log.append(f"decode in {mode}, {'with' if torch.is_grad_enabled() else 'no'} graph")
+        batch, t = target.shape
+        known = memory.shape == (*source.shape, 1) and torch.equal(
+            memory.detach()[..., 0], self.strength.detach() * source
+        )
+        said = torch.full((batch, t), self.vocab - 1)
+        for b in range(batch):
+            right = [self.start, *self.script[source[b, 0]].tolist()]
+            for i in range(min(t, len(right) - 1)):
+                if known and not self.training and target[b, : i + 1].tolist() == right[: i + 1]:
+                    said[b, i] = right[i + 1]
+        logits = self.strength * F.one_hot(said, self.vocab)
+        return logits, torch.zeros(1, batch, 1, t, source.shape[1])
+
+
+def greedy_run(
+    decode: Callable,
+    script: Tensor,
+    source: Tensor,
+    start: int,
+    end: int,
+    max_length: int,
+    padding_idx: int = 0,
+    training: bool = True,
+) -> dict[str, Any]:
+    """Have a translator translate that knows its translations by heart.
+
+    Args:
+        decode: called with model, source, start, end and max_length.
+        script: what to write for a sentence whose first id is i, in row i.
+        source: the sentences.
+        start: id of the start token.
+        end: id of the end token.
+        max_length: as for `decode`.
+        padding_idx: of the model.
+        training: whether the model comes in training mode.
+
+    Returns:
+        "written": what it returned; "read": how often the source was read; "steps": how the model
+        was asked, each way once; "training": the mode in which the model was left.
+    """
+    log: list[str] = []
+    model = _Script(script, start, padding_idx, log).train(training)
+    written = decode(model, source, start, end, max_length)
+    return {
+        "written": written,
+        "read": log.count("encode"),
+        "steps": sorted(set(log) - {"encode"}),
+        "training": model.training,
+    }

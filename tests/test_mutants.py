@@ -29,6 +29,8 @@ MEDIANS = "[statistics.median(run) for run in runs]"
 ALONE = "if not torch.allclose(alone, together[b : b + 1, t : t + 1], atol=1e-6):"
 BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
 SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
+MOVED = "columns.append(((after - before).abs() > 1e-6).any(-1).any(0))  # (T)"
+WRITTEN = "written = logits[:, -1].argmax(-1).masked_fill(finished, model.padding_idx)  # (B)"
 
 DARTS = "darts = (1 - darts) * ends[..., -1:]  # above 0, and no further than the last end"
 RAND = "darts = torch.rand(ends[..., :1].shape, generator=generator"
@@ -260,6 +262,33 @@ EQUIVALENT: dict[str, set[str]] = {
             ("x + 0.5 * amounts", "x * (1 + 0.5 / amounts)"),
             ("x + 0.5 * amounts", "x * (1 + 1.0 * amounts)"),
         )
+    },
+    # The device shows only where there are two; of two things compared for being different, either
+    # may be named first.
+    "attention_mask": {
+        "return real & causal_mask(tokens.shape[1], device=tokens.device)  # (B, 1, T, T)"
+        " -> return real & causal_mask(tokens.shape[1])"
+    },
+    "Transformer": {
+        "positions = torch.arange(tokens.shape[1], device=tokens.device)"
+        " -> positions = torch.arange(tokens.shape[1])",
+        "mask = attention_mask(source, self.padding_idx)"
+        " -> mask = attention_mask(self.padding_idx, source)",
+        "memory_mask = attention_mask(source, self.padding_idx)"
+        " -> memory_mask = attention_mask(self.padding_idx, source)",
+    },
+    # Any other id will do, and rounding is far below 1e-6.
+    "who_sees_whom": {
+        f"{MOVED} -> columns.append(((after - before).abs() >= 1e-06).any(-1).any(0))",
+        f"{MOVED} -> columns.append(((after - before).abs() > 2e-06).any(-1).any(0))",
+        "changed[:, j] = (side[:, j] + 1) % vocab_size"
+        " -> changed[:, j] = (side[:, j] - 1) % vocab_size",
+    },
+    # The first column is the last as long as there is one; logits of one position have two axes.
+    "greedy_decode": {
+        "finished = torch.zeros_like(target[:, 0], dtype=torch.bool)  # (B)"
+        " -> finished = torch.zeros_like(target[:, -1], dtype=torch.bool)",
+        f"{WRITTEN} -> written = logits[:, -1].argmax(1).masked_fill(finished, model.padding_idx)",
     },
     # The boolean index has left two axes: 1 is the last.
     "cross_entropy": {
