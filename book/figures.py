@@ -231,13 +231,13 @@ def sampler(
     rows = []
     for i, (token, before, now) in enumerate(zip(tokens, own, drawn)):
         y, text = 26 * i + 4, f"{100 * now:.1f} %" if now else "out"
-        bar = f'x="120" y="{y}" height="18"'
+        bar = f'x="92" y="{y}" height="18"'
         rows.append(
-            f'<g class="row"><text x="112" y="{y + 13}" text-anchor="end">{html.escape(token)}'
-            f'</text><rect class="now" {bar} width="{400 * now:.2f}" fill="{BLUE}"/>'
-            f'<rect {bar} width="{400 * before:.2f}" fill="none" stroke="currentColor"'
+            f'<g class="bar"><text x="84" y="{y + 13}" text-anchor="end">{html.escape(token)}'
+            f'</text><rect class="now" {bar} width="{280 * now:.2f}" fill="{BLUE}"/>'
+            f'<rect {bar} width="{280 * before:.2f}" fill="none" stroke="currentColor"'
             f' stroke-width="1.2" stroke-dasharray="3 2"/><text class="value"'
-            f' x="{128 + 400 * max(before, now):.2f}" y="{y + 13}">{text}</text></g>'
+            f' x="{100 + 280 * max(before, now):.2f}" y="{y + 13}">{text}</text></g>'
         )
     knobs = [
         ("t", "Temperature", 0.1, 3, 0.05, t, f"{t:.2f}"),
@@ -254,7 +254,7 @@ def sampler(
     data = html.escape(json.dumps({"tokens": tokens, "logits": logits}), quote=True)
     picture = (
         f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" font-size="14"'
-        f' viewBox="0 0 600 {26 * len(tokens) + 4}" width="600" fill="currentColor"'
+        f' viewBox="0 0 460 {26 * len(tokens) + 4}" width="460" fill="currentColor"'
         f' xmlns="http://www.w3.org/2000/svg">{"".join(rows)}</svg>'
     )
     return Html(

@@ -238,7 +238,7 @@ def test_a_sampler_draws_what_its_sliders_say(visit, site, book_html):
             widths = box.locator("rect.now").evaluate_all(
                 "r => r.map(x => +x.getAttribute('width'))"
             )
-            assert widths == pytest.approx((400 * expected).tolist(), abs=1e-3)
+            assert widths == pytest.approx((280 * expected).tolist(), abs=1e-3)
             left = int((expected > 0).sum())
             said = box.locator("svg").get_attribute("aria-label")
             assert said.startswith(f"{left} of {len(logits)} tokens are left")

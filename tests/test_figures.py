@@ -208,7 +208,7 @@ def test_a_slider_refuses_what_does_not_fit(figures, change, message):
 def test_a_sampler_shows_its_start_and_says_so(figures):
     tokens, logits = ["red", "<blue>", "green"], [1.0, 0.5, -2.0]
     html = figures.sampler(tokens, logits, t=2.0, k=2)._repr_html_()
-    assert html.count('class="row"') == 3 and html.count('type="range"') == 3
+    assert html.count('class="bar"') == 3 and html.count('type="range"') == 3
     assert "&lt;blue&gt;" in html and "<blue>" not in html
     assert html.count(">out</text>") == 1
     assert "2 of 3 tokens are left. The most likely, red, has 56.2 %" in html

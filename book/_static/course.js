@@ -39,7 +39,7 @@ function sampled(logits, t, k, p) {
 function startSampler(box) {
   const { tokens, logits } = JSON.parse(box.dataset.sampler);
   const picture = box.querySelector("svg");
-  const rows = [...picture.querySelectorAll("g.row")];
+  const rows = [...picture.querySelectorAll("g.bar")];
   const inputs = Object.fromEntries([...box.querySelectorAll("input")].map((i) => [i.name, i]));
   const own = sampled(logits, 1, logits.length, 1);
   const percent = (x) => (100 * x).toFixed(1) + " %";
@@ -47,9 +47,9 @@ function startSampler(box) {
     const [t, k, p] = ["t", "k", "p"].map((name) => Number(inputs[name].value));
     const drawn = sampled(logits, t, k, p);
     rows.forEach((row, i) => {
-      row.querySelector(".now").setAttribute("width", 400 * drawn[i]);
+      row.querySelector(".now").setAttribute("width", 280 * drawn[i]);
       const value = row.querySelector(".value");
-      value.setAttribute("x", 128 + 400 * Math.max(own[i], drawn[i]));
+      value.setAttribute("x", 100 + 280 * Math.max(own[i], drawn[i]));
       value.textContent = drawn[i] ? percent(drawn[i]) : "out";
       row.style.opacity = drawn[i] ? 1 : 0.6;
     });
