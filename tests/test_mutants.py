@@ -30,6 +30,11 @@ ALONE = "if not torch.allclose(alone, together[b : b + 1, t : t + 1], atol=1e-6)
 BOTH = "shifted, scaled = norm(x + 0.5 * amounts), norm(x * (1 + 0.5 * amounts))"
 SHIFTED, SCALED = (f"torch.allclose({name}, before, atol=1e-6)," for name in ("shifted", "scaled"))
 
+PREFIX = "if not torch.allclose(end, whole[:, t], rtol=0, atol=1e-6):"
+BUILT = "model = GPT(sizes, device=table.device, dtype=table.dtype)"
+DIFFERING = "if wrong := names.keys() ^ theirs.keys():"
+OWN = 'if head is not None and not torch.equal(head, theirs.get("wte.weight", head)):'
+
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
     # It sets a flag on the caller's tensor, whose numbers stay.
@@ -109,6 +114,31 @@ EQUIVALENT: dict[str, set[str]] = {
     "tied_model": {
         "head = nn.Linear(d_model, vocab_size, bias=False)"
         " -> head = nn.Linear(vocab_size, d_model, bias=False)"
+    },
+    # The device shows only where there are two.
+    "GPT": {
+        "x = self.embedding(ids) + self.positions(torch.arange(n_tokens, device=ids.device))"
+        " -> x = self.embedding(ids) + self.positions(torch.arange(n_tokens))"
+    },
+    # Rounding is far below 1e-6, and what is wrong far above.
+    "reads_as_it_writes": {
+        f"{PREFIX} -> if not torch.allclose(end, whole[:, t], atol=1e-06):",
+        f"{PREFIX} -> if not torch.allclose(end, whole[:, t], rtol=0):",
+        f"{PREFIX} -> if not torch.allclose(whole[:, t], end, rtol=0, atol=1e-06):",
+        f"{PREFIX} -> if not torch.allclose(end, whole[:, t], rtol=0, atol=2e-06):",
+    },
+    "positions_computed": {
+        "return sum(min(prompt + i, window) for i in range(n))"
+        " -> return sum((min(window, prompt + i) for i in range(n)))"
+    },
+    "sliding_windows": {"end = min(start + window, n) -> end = min(n, start + window)"},
+    # A dict's keys combine with a dict as with its keys.
+    "from_hf_gpt2": {
+        f"{BUILT} -> model = GPT(sizes, dtype=table.dtype)",
+        f"{DIFFERING} -> if (wrong := (names ^ theirs.keys())):",
+        f"{DIFFERING} -> if (wrong := (names.keys() ^ theirs)):",
+        f"{OWN} -> if head is not None and "
+        "(not torch.equal(theirs.get('wte.weight', head), head)):",
     },
     # Two axes change places, whichever is named first; a matrix has its last axis at 1.
     "split_heads": {
