@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from rich.table import Table
 
-from autograder import running
+from autograder import running, syntax
 from autograder.checking import Chapter, Exercise, chapters
 
 MARK = "# Yours, from exercises/"
@@ -73,6 +74,8 @@ def assemble(root: Path, target: Path, only: list[Chapter] | None = None) -> lis
     for name, text in modules.items():
         text = re.sub(r"\b(from|import) solutions\b", rf"\1 {package}", text)
         (target / f"{name}.py").write_text(text, encoding="utf-8")
+    if (root / "solutions" / "weights").is_dir():
+        shutil.copytree(root / "solutions" / "weights", target / "weights", dirs_exist_ok=True)
     _try(target, modules)
     return parts
 
@@ -174,9 +177,10 @@ def _defined(nodes: list[ast.stmt]) -> set[str]:
 
 
 def _free_names(code: str) -> set[str]:
-    tree = ast.parse(code)
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return used - _defined(tree.body) - set(dir(builtins))
+    """The names that code takes from the notebook, without what is local to its functions."""
+    statements = ast.parse(code).body
+    read = set().union(*(syntax.globals_of(statement)[1] for statement in statements))
+    return read - _defined(statements) - set(dir(builtins))
 
 
 def _replaced(module: str, exercise: Exercise, code: str) -> str:

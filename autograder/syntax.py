@@ -99,7 +99,7 @@ def uses_behind(
     binding: dict[str, list[tuple[ast.stmt, set[str]]]] = {}
     for tree in filter(None, map(parsed, cells)):
         for statement in tree.body:
-            names, read = _globals(statement)
+            names, read = globals_of(statement)
             for bound in names:
                 binding.setdefault(bound, []).append((statement, read))
     behind = [statement for statement, _ in binding.get("*", [])]
@@ -134,7 +134,7 @@ def hidden_ways(source: str) -> list[str]:
     return sorted(found)
 
 
-def _globals(statement: ast.stmt) -> tuple[set[str], set[str]]:
+def globals_of(statement: ast.stmt) -> tuple[set[str], set[str]]:
     """The names of the notebook that a statement binds, and those that it reads.
 
     What is local to a function or a class in it is neither.
