@@ -14,7 +14,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from rich.table import Table
 
-from autograder import drawing, running
+from autograder import drawing, running, syntax
 from autograder.checking import Chapter, Exercise, chapters
 
 MARK = "# Yours, from exercises/"
@@ -186,9 +186,10 @@ def _defined(nodes: list[ast.stmt]) -> set[str]:
 
 
 def _free_names(code: str) -> set[str]:
-    tree = ast.parse(code)
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return used - _defined(tree.body) - set(dir(builtins))
+    """The names that code takes from the notebook, without what is local to its functions."""
+    statements = ast.parse(code).body
+    read = set().union(*(syntax.globals_of(statement)[1] for statement in statements))
+    return read - _defined(statements) - set(dir(builtins))
 
 
 def _replaced(module: str, exercise: Exercise, code: str) -> str:

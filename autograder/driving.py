@@ -477,11 +477,12 @@ def loaded(
         ids: what the model reads.
 
     Returns:
-        "logits"; "state": the weights afterwards.
+        "logits", and their "dtype"; "state": the weights afterwards.
     """
     model = load(state, config)
     with torch.no_grad():
-        return {"logits": model(ids), "state": dict(state)}
+        logits = model(ids)
+    return {"logits": logits, "dtype": str(logits.dtype), "state": dict(state)}
 
 
 def refusal(

@@ -138,10 +138,10 @@ def hidden_ways(source: str) -> list[str]:
 def _statements(cell: str) -> list[tuple[ast.stmt, frozenset[str], frozenset[str]]]:
     """A cell's statements, each with the names of the notebook that it binds and reads."""
     tree = parsed(cell)
-    return [(s, *map(frozenset, _globals(s))) for s in (tree.body if tree else ())]
+    return [(s, *map(frozenset, globals_of(s))) for s in (tree.body if tree else ())]
 
 
-def _globals(statement: ast.stmt) -> tuple[set[str], set[str]]:
+def globals_of(statement: ast.stmt) -> tuple[set[str], set[str]]:
     """The names of the notebook that a statement binds, and those that it reads.
 
     What is local to a function or a class in it is neither.

@@ -24,7 +24,7 @@ SEEDS = [0, 1, 2]
 WINDOW = 64  # tokens: the context window, and the length of the windows of text
 SIZES = {"n_positions": WINDOW, "d_model": 64, "n_layers": 4, "n_heads": 4, "std": 0.125}
 BATCH, STEPS, WARMUP, EVERY = 24, 2500, 100, 100
-PEAK, DECAY = 6e-3, 0.01
+PEAK, DECAY = 2e-3, 0.01
 TEXT, TESTS = 1_000_000, 512
 
 
@@ -35,6 +35,13 @@ def language_of(seed):
 
 def tests(language, seed):
     return Test(language, TESTS, 1000 + seed, length=WINDOW)
+
+
+def groups(model):
+    """The parameters for the optimizer: weight decay is for the matrices."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def by_depth(model, test):
@@ -58,10 +65,7 @@ def run(seed, steps=STEPS, sizes=SIZES, peak=PEAK, keep=False):
     test = tests(language, seed)
     torch.manual_seed(seed)
     model = GPT(GPTConfig(len(language), **sizes))
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = AdamW(groups, betas=(0.9, 0.99), weight_decay=DECAY)
+    optimizer = AdamW(groups(model), betas=(0.9, 0.99), weight_decay=DECAY)
     curve, excess, seconds = [], [test.excess(model)], 0.0
     for first in range(0, steps, EVERY):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
 from autograder import assembling, building, drawing
 from autograder import mine as mine_plugin
@@ -69,6 +70,17 @@ def test_a_passing_cell_takes_the_references_place_with_its_helpers(course):
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert "Mine, with a helper" in done.stdout and "[2, 3]" in done.stdout
+
+
+def test_a_local_name_takes_nothing_from_another_cell(course):
+    """`rows` is a variable of the function. That another cell calls something else so is its own
+    affair."""
+    root, chapter, path = course
+    mine = "def batched_outer(a, b):\n    rows = a.unsqueeze(-1)\n    return rows * b.unsqueeze(-2)"
+    fill(path, {"batched_outer": mine}, ["rows = len('not for the library')"])
+    parts = assembling.assemble(root, root / "my_transformer", [chapter])
+    assert next(p for p in parts if p.exercise.name == "batched_outer").yours
+    assert "not for the library" not in (root / "my_transformer" / "start.py").read_text()
 
 
 def test_what_fails_or_is_not_started_stays_the_reference(course):
@@ -191,3 +203,43 @@ def test_a_learners_gpt_has_the_learners_norm(course, root):
 def test_what_has_a_place_in_the_picture_is_an_exercise():
     known = {e.symbol for c in chapters() for e in c.exercises.values()}
     assert set(drawing.placed()) <= known
+
+
+@pytest.mark.slow
+def test_a_whole_gpt_of_ones_own_tells_stories_with_the_courses_weights(root, tmp_path):
+    """Every cell of chapter 14, finished, and marked so that it shows whose code runs."""
+    shutil.copytree(root / "solutions", tmp_path / "solutions")
+    chapter = find_chapter("gpt")
+    source = building.source_path(root, chapter).read_text(encoding="utf-8")
+    notebook = building.source_notebook(chapter, source)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = cell.source.replace('"""', '"""Mine: ', 1)
+    path = building.notebook_path(tmp_path, chapter)
+    path.parent.mkdir(parents=True)
+    nbformat.write(notebook, path)
+    parts = assembling.assemble(tmp_path, tmp_path / "my_transformer", [chapter])
+    assert {p.exercise.name for p in parts if p.yours} == {
+        "Block", "GPT", "next_logits", "generate", "positions_computed", "sliding_windows",
+        "from_hf_gpt2",
+    }  # fmt: skip
+    code = (
+        "import torch\n"
+        "from my_transformer import gpt, residuals_and_norms\n"
+        "model, language = gpt.trained()\n"
+        "assert type(model).__module__ == 'my_transformer.gpt', type(model)\n"
+        "assert all(p.__doc__.startswith('Mine') for p in (gpt.GPT, gpt.Block, gpt.generate))\n"
+        "norm = type(model.blocks[0].norm_1)\n"
+        "assert norm is residuals_and_norms.LayerNorm, norm\n"
+        "start = torch.zeros(1, 1, dtype=torch.long)\n"
+        "print(language.decode(gpt.generate(model, start, 30)[0, 1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    from solutions.gpt import generate, trained
+
+    model, language = trained()
+    expected = generate(model, torch.zeros(1, 1, dtype=torch.long), 30)[0, 1:]
+    assert done.stdout.strip() == language.decode(expected).strip()

