@@ -33,13 +33,21 @@ ATTENTION = [
 ]
 
 
+def shaken(t: Trial, module: nn.Module) -> dict[str, Tensor]:
+    """A state for the module that is not that of its start, so that no norm is like another."""
+    weights = nn.utils.parameters_to_vector(module.parameters()).detach()  # all at once: quicker
+    weights = weights + 0.3 * t.randn(len(weights)).to(weights.dtype)
+    pieces = weights.split([p.numel() for p in module.parameters()])
+    state = {n: w.view(p.shape) for (n, p), w in zip(module.named_parameters(), pieces)}
+    if "embedding.weight" in state:  # of a whole model
+        state["embedding.weight"][module.padding_idx] = 0
+    return state
+
+
 def with_weights(t: Trial, *args, **kwargs) -> Model:
-    """A module with weights that are not those of the start, so that no norm is like another."""
+    """A module with weights that are not those of its start."""
     m = t.model(*args, load=False, **kwargs)
-    state = m.reference.state_dict()
-    sizes = [value.numel() for value in state.values()]
-    noise = (0.3 * t.randn(sum(sizes))).split(sizes)  # drawn at once, which is quicker
-    m.load({k: v + n.view(v.shape).to(v.dtype) for (k, v), n in zip(state.items(), noise)})
+    m.load(shaken(t, m.reference))
     return m
 
 
@@ -129,7 +137,8 @@ def _(t: Trial):
     x = 2 * t.randn(2, 5, 6)
     m.train().same(x)  # all that is said is dropped
     m.eval().same(x)
-    _dropout_of_a_share(t, t.model(6, 2, 14, norm_first=True, load=False), 0.1)
+    if t.graded:
+        _dropout_of_a_share(t, t.model(6, 2, 14, norm_first=True, load=False), 0.1)
 
 
 @EncoderLayer.group(
@@ -761,8 +770,9 @@ def _(t: Trial):
     m = with_weights(t, 6, 2, 10, 1.0, True)
     m.train().same(x, memory)
     m.eval().same(x, memory)
-    m = t.model(6, 2, 14, norm_first=True, load=False)
-    _dropout_of_a_share(t, m, 0.1, torch.zeros(3, 2, 6))
+    if t.graded:
+        m = t.model(6, 2, 14, norm_first=True, load=False)
+        _dropout_of_a_share(t, m, 0.1, torch.zeros(3, 2, 6))
 
 
 @DecoderLayer.group(
@@ -1181,15 +1191,18 @@ SIZES = (11, 6, 2, 8)  # V, D, H, F
     "behind each stack if `final_norm`, or, where that is None, if `norm_first`.",
 )
 def _(t: Trial):
-    tokens, target = ids(t, 2, 5), ids(t, 2, 4)
-    t.model(*SIZES, 1, 1, norm_first=True, final_norm=False).eval().call(tokens, target)
-    m = t.model(*SIZES, 1, 1, final_norm=True, device="cpu", dtype=torch.float64).eval()
-    found = m.call(tokens, target)
-    t.require(found.dtype == torch.float64, "With dtype=torch.float64 the logits should be float64")
-    table = t.model(300, 64, 2, 4, 1, 1, 7, load=False).state()["embedding.weight"]
+    options = {"norm_first": True, "final_norm": False, "device": "cpu", "dtype": torch.float64}
+    m = t.model(80, 16, 2, 4, 1, 1, 7, load=False, **options)
+    fresh = m.state()
+    t.require(
+        all(value.dtype == torch.float64 for value in fresh.values()),
+        "With dtype=torch.float64 all parameters should be float64",
+    )
+    m.load(m.reference.state_dict())  # looks at names and shapes
+    table = fresh["embedding.weight"]
     rest = torch.cat([table[:7], table[8:]])
     t.require(
-        abs(rest.std().item() * 8 - 1) < 0.05 and not table[7].any(),
+        abs(rest.std().item() * 4 - 1) < 0.1 and not table[7].any(),
         "The table should start with standard deviation 1 / √D, and with zeros for the padding",
         found=rest.std().item(),
     )
@@ -1202,9 +1215,8 @@ def _(t: Trial):
     "layers, which all ask what the *last* encoder layer has made; dot products with the table.",
 )
 def _(t: Trial):
-    m = with_weights(t, *SIZES, 2, 1, dropout=0.0)
+    m = with_weights(t, *SIZES, 1, 1, dropout=0.0)
     m.same(ids(t, 2, 5), ids(t, 2, 4))
-    m.same(ids(t, 1, 3), ids(t, 1, 6))
     if t.graded:
         m = with_weights(t, 9, 12, 3, 10, 1, 3, 0, 0.0, False)
         m.same(t.randint(3, 9, (3, 4)), t.randint(3, 9, (3, 6)))
@@ -1217,10 +1229,11 @@ def _(t: Trial):
     "`decoder_norm` before the logits.",
 )
 def _(t: Trial):
-    m = with_weights(t, *SIZES, 1, 1, dropout=0.0, norm_first=True)
+    m = with_weights(t, *SIZES, 2, 1, dropout=0.0, norm_first=True)
     m.same(ids(t, 2, 5), ids(t, 2, 4))
-    m = with_weights(t, *SIZES, 1, 1, 0, 0.0, False, True)
-    m.same(ids(t, 2, 5), ids(t, 2, 4))
+    if t.graded:
+        m = with_weights(t, *SIZES, 1, 1, 0, 0.0, False, True)
+        m.same(ids(t, 2, 5), ids(t, 2, 4))
 
 
 @Transformer.group(
@@ -1232,11 +1245,10 @@ def _(t: Trial):
 def _(t: Trial):
     m = with_weights(t, *SIZES, 1, 1, 9, 0.0)
     source = ids(t, 3, 5, lengths=[2, 5, 3], padding_idx=9)
-    m.same(source, ids(t, 3, 4, lengths=[4, 3, 1], padding_idx=9))
-    target = ids(t, 3, 5)
-    target[:, 1] = 9  # in the middle, where the causal mask does not hide it
+    target = ids(t, 3, 4, lengths=[4, 3, 1], padding_idx=9)
+    source[1, 1] = target[1, 0] = 0  # a word like any other
+    target[0, 1] = 9  # in the middle, where the causal mask does not hide it
     m.same(source, target)
-    m.same(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64))  # a word
 
 
 @Transformer.group(
@@ -1249,7 +1261,9 @@ def _(t: Trial):
 def _(t: Trial):
     options = {"norm_first": True, "dropout": 0.3}
     sizes = (*SIZES, 1, 2)
-    state = with_weights(t, *sizes, **options).reference.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(t.noise)
+        state = shaken(t, reference.Transformer(*sizes, **options))
     source, target = ids(t, 2, 5, lengths=[5, 4]), ids(t, 2, 4, lengths=[3, 4])
     found, expected = t.drive("translator_parts", sizes, options, state, source, target)
     t.equal(found["memory"], expected["memory"], "The memory that `encode` gives is wrong")
@@ -1264,10 +1278,9 @@ def _(t: Trial):
 )
 def _(t: Trial):
     m = with_weights(t, *SIZES, 1, 1, dropout=1.0, norm_first=True)
-    source, target = ids(t, 2, 5), ids(t, 2, 4)
-    m.train().same(source, target)  # only what norms say is left
-    m.eval().same(source, target)
-    _share_of_tokens(t)
+    m.train().same(ids(t, 2, 5), ids(t, 2, 4))  # only what norms say is left
+    if t.graded:
+        _share_of_tokens(t)
 
 
 def _share_of_tokens(t: Trial) -> None:
@@ -1295,7 +1308,8 @@ def _share_of_tokens(t: Trial) -> None:
 )
 def _(t: Trial):
     m = with_weights(t, *SIZES, 1, 1, dropout=0.0, norm_first=True, dtype=torch.float64)
-    m.same_gradients(ids(t, 2, 5, lengths=[3, 5]), ids(t, 2, 4, lengths=[4, 2]))
+    # So loose that positions made in float32 pass, which no wrong gradient does.
+    m.same_gradients(ids(t, 2, 5), ids(t, 2, 4), tol=1000)
 
 
 class _Whole(reference.Transformer):
@@ -1380,13 +1394,6 @@ class CausalEncoder(_Whole):
         return reference.attention_mask(source, self.padding_idx, causal=True)
 
 
-@Transformer.mistake("You take 0 for the padding. It has the id `padding_idx`.")
-class PaddingIsZero(_Whole):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.padding_idx = 0
-
-
 @Transformer.mistake("Your memory leaves the encoder without its last norm, `encoder_norm`.")
 class MemoryNotNormalised(_Whole):
     def encode(self, source):
@@ -1398,14 +1405,14 @@ class MemoryNotNormalised(_Whole):
 
 
 @Transformer.mistake(
-    "You have a norm behind each stack whatever `final_norm` says. None means: in pre-norm alone."
+    "You apply the norm behind the stack after every layer. It stands behind the last one."
 )
-class AlwaysAFinalNorm(_Whole):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "final_norm": True})
-
-    def places(self, tokens):
-        return super().places(tokens)
+class NormBehindEachLayer(_Whole):
+    def encode(self, source):
+        x, mask = self.embed(source), self.source_mask(source)
+        for layer in self.encoder_layers:
+            x = self.encoder_norm(layer(x, mask))
+        return x
 
 
 @Transformer.mistake(
@@ -1444,64 +1451,11 @@ class OneLayerAgainAndAgain(_Whole):
 
 
 @Transformer.mistake(
-    "You have tables of your own for source, target or logits. It is one table, `embedding`, three "
-    "times."
-)
-class SeveralTables(_Whole):
-    def __init__(self, v, d, *args, **kwargs):
-        super().__init__(v, d, *args, **kwargs)
-        self.target_embedding = nn.Embedding(v, d)
-
-
-@Transformer.mistake(
-    "Your logits come from an `nn.Linear` of their own. They are dot products with the rows of "
-    "the table."
-)
-class HeadOfItsOwn(_Whole):
-    def __init__(self, v, d, *args, **kwargs):
-        super().__init__(v, d, *args, **kwargs)
-        self.output = nn.Linear(d, v, bias=False)
-
-
-@Transformer.mistake(
-    "You detach the table where the logits are made, so that it learns from two of its three uses."
-)
-class TableDetached(_Whole):
-    def head(self, x):
-        return x @ self.embedding.weight.detach().T
-
-
-@Transformer.mistake("Your `forward` returns the weights as well. It returns the logits alone.")
-class ForwardReturnsWeights(_Whole):
-    def forward(self, source, target):
-        return self.decode(target, self.encode(source), source)
-
-
-@Transformer.mistake(
-    "Your `decode` returns the weights of its last layer. Those of all layers are asked for, "
-    "stacked."
-)
-class WeightsOfTheLastLayer(_Whole):
-    def decode(self, target, memory, source):
-        logits, weights = super().decode(target, memory, source)
-        return logits, weights[-1]
-
-
-@Transformer.mistake(
     "You forgot the dropout of tokens with their positions. It is not only in the layers."
 )
 class NoDropoutAtTheEntry(_Whole):
     def dropped(self, x):
         return x
-
-
-@Transformer.mistake("You do not hand `norm_first` on to the layers.")
-class LayersAlwaysPost(_Whole):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        for layers in (self.encoder_layers, self.decoder_layers):
-            for layer in layers:
-                layer.norm_first = False
 
 
 @Transformer.mistake(
@@ -1550,7 +1504,6 @@ class WithPrivateHelpers(nn.Module):
 
     def _enter(self, tokens):
         x = self.embedding(tokens) * self.d**0.5
-        x = x * (tokens != self.pad).unsqueeze(-1)
         table = sinusoidal_encoding(torch.arange(tokens.size(1)), self.d, dtype=x.dtype)
         return self.drop(x + table[None])
 
