@@ -76,7 +76,7 @@ def is_record(found: Any, depth: int = DEPTH) -> bool:
     if not isinstance(found, dict) or list(found) != list(SCHEMA["properties"]):
         return False
     said, friend = found["said"], found["friend"]
-    asked = {f'{name} asked: "{words}"' for name in NAMES for words in WORDS if words[-1] == "?"}
+    asked = [f'{name} asked: "{words}"' for name in NAMES for words in WORDS if words[-1] == "?"]
     return (
         found["name"] in NAMES
         and type(found["age"]) is int

@@ -39,6 +39,8 @@ def test_what_no_record_can_be_is_told_apart(texts):
     for key, value in changes.items():
         assert not is_record({**record, key: value}), key
     for key in record:
+        for odd in ([], [[]], {}, {"a": []}, 1.5, True, "x"):
+            assert is_record({**record, key: odd}) == (key == "things" and odd == []), (key, odd)
         assert not is_record({k: v for k, v in record.items() if k != key}), key
     twice = copy.deepcopy(record)
     twice["things"][0]["colours"] *= 3
