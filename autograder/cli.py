@@ -317,10 +317,7 @@ def _script(name: str | None, folder: Path, command: str) -> int:
 def test(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "pytest"]
     if not args.mine:
-        # On every core, what a file's tests share made once; and each test on one of them.
-        workers = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.call([*command, *workers, *args.arguments], cwd=ROOT, env=environment)
+        return subprocess.call([*command, *args.arguments], cwd=ROOT)
     from autograder import assembling, mine
 
     target = ROOT / "my_transformer"

@@ -351,23 +351,25 @@ def gpt_parts(
     return found
 
 
-def initial_weights(make: Callable, config: Any) -> dict[str, str]:
+def initial_weights(make: Callable, config: Any, dtype: torch.dtype) -> dict[str, str]:
     """Construct a model, and say of each parameter how it was drawn.
 
     Args:
         make: the model's class.
         config: its sizes, large enough to tell standard deviations apart.
+        dtype: to ask for.
 
     Returns:
         By name: "zeros", "ones", or "normal, 0.02 * 2^k" with k in steps of a half, or what else
-        it may be.
+        it may be; and the dtype.
     """
     kinds = {}
-    for name, p in make(config).named_parameters():
+    for name, p in make(config, dtype=dtype).named_parameters():
+        end = f", {str(p.dtype).removeprefix('torch.')}"
         p = p.detach().double()
         if (p == p.flatten()[0]).all():
             value = p.flatten()[0].item()
-            kinds[name] = {0.0: "zeros", 1.0: "ones"}.get(value, f"all {value:.2g}")
+            kinds[name] = {0.0: "zeros", 1.0: "ones"}.get(value, f"all {value:.2g}") + end
             continue
         std, halves = p.std().item(), 0.0
         if std > 0:
@@ -375,7 +377,7 @@ def initial_weights(make: Callable, config: Any) -> dict[str, str]:
         # Of a normal distribution 4.6 % lie beyond two standard deviations, of an even one none.
         far = (p.abs() > 2 * std).double().mean().item()
         shape = "normal" if p.numel() < 1000 or far > 0.015 else "not normal"
-        kinds[name] = f"{shape}, 0.02 * 2^{halves:g}"
+        kinds[name] = f"{shape}, 0.02 * 2^{halves:g}{end}"
     return kinds
 
 
