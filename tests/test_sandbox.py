@@ -185,6 +185,8 @@ def test_a_session_has_modules_of_earlier_chapters_and_no_others(warm, tmp_path)
         "leaky": "from solutions import secret\n",
     }.items():
         (library / f"{name}.py").write_text(text)
+    (library / "weights").mkdir()
+    (library / "weights" / "small.safetensors").write_bytes(b"numbers")
     folder = sessions.stage(library, ["early", "later"], tmp_path / "stage")
     with pytest.raises(ValueError, match="leaky imports secret"):
         sessions.stage(library, ["leaky"], tmp_path / "other")
@@ -195,6 +197,8 @@ def test_a_session_has_modules_of_earlier_chapters_and_no_others(warm, tmp_path)
     with warm.session(folder, stubs, LIMITS) as session:
         text = "from solutions.later import one\nfrom autograder.checks.early import check\n"
         assert run(session, text + "check(one)\nprint(one())") == "1\n"
+        text = "from pathlib import Path\nfolder = Path(one.__code__.co_filename).parent\n"
+        assert run(session, text + "print(*folder.glob('weights/*'))").endswith("safetensors\n")
         for name in ("solutions.secret", "solutions.start", "autograder.checks.start"):
             assert session.run(f"import {name}", "x").error.kind == "ModuleNotFoundError"
         for name in ("autograder.checking", "autograder.grading", "autograder.sandbox.session"):

@@ -639,6 +639,8 @@ def stage(
         bare = (stubs or {}).get(name)
         (package / f"{name}.py").write_text(_stubbed(text, bare) if bare else text, "utf-8")
     shutil.copyfile(library / "__init__.py", package / "__init__.py")
+    if (library / "weights").is_dir():
+        shutil.copytree(library / "weights", package / "weights")
     # Sessions cannot write what they compile, and would each do it again.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(package, quiet=2, invalidation_mode=mode)
