@@ -15,10 +15,11 @@ import time
 import torch
 
 from experiments._decoder import Test
+from experiments._gpt import fit
 from experiments._record import record
 from solutions.gpt import CHECKPOINT, GPT, GPTConfig, generate, save
 from solutions.stories import Stories
-from solutions.training import AdamW, cosine_schedule, get_batch, train
+from solutions.training import AdamW
 
 SEEDS = [0, 1, 2]
 WINDOW = 64  # tokens: the context window, and the length of the windows of text
@@ -61,7 +62,6 @@ def run(seed, steps=STEPS, sizes=SIZES, peak=PEAK, keep=False):
     language = Stories(**language_of(seed))
     draw = torch.Generator().manual_seed(seed)
     text = language.stream(TEXT, draw)
-    starts = (text == 0).nonzero().flatten()
     test = tests(language, seed)
     torch.manual_seed(seed)
     model = GPT(GPTConfig(len(language), **sizes))
@@ -69,16 +69,12 @@ def run(seed, steps=STEPS, sizes=SIZES, peak=PEAK, keep=False):
     curve, excess, seconds = [], [test.excess(model)], 0.0
     for first in range(0, steps, EVERY):
         start = time.perf_counter()
-        history = train(
-            model,
-            lambda: get_batch(text, BATCH, WINDOW, draw, starts),
-            optimizer,
-            lambda s: cosine_schedule(s, peak=peak, warmup=WARMUP, total=steps, minimum=peak / 50),
-            range(first, min(first + EVERY, steps)),
-            max_norm=1.0,
-        )
+        losses = fit(
+            model, optimizer, text, draw, range(first, min(first + EVERY, steps)),
+            batch=BATCH, peak=peak, warmup=WARMUP, total=steps,
+        )  # fmt: skip
         seconds += time.perf_counter() - start
-        curve += [round(x, 4) for x in history["loss"]]
+        curve += [round(x, 4) for x in losses]
         excess.append(test.excess(model))
         print(
             f"seed {seed}, step {first + EVERY}: {excess[-1]:.4f} nats above the floor, "

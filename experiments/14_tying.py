@@ -10,10 +10,11 @@ import importlib
 
 import torch
 
+from experiments._gpt import fit
 from experiments._record import record
 from solutions.gpt import GPT, GPTConfig
 from solutions.stories import Stories
-from solutions.training import AdamW, cosine_schedule, get_batch, train
+from solutions.training import AdamW
 
 training = importlib.import_module("experiments.14_training")
 
@@ -34,7 +35,6 @@ def run(seed, tied, peak):
     kinds = {k: [language.vocabulary.index(w) for w in words] for k, words in kinds.items()}
     draw = torch.Generator().manual_seed(seed)
     text = language.stream(training.TEXT, draw)
-    starts = (text == 0).nonzero().flatten()
     test = training.tests(language, seed)
     here = torch.isin(test.windows[:, 1:], torch.tensor(kinds["places"]))
     torch.manual_seed(seed)
@@ -43,16 +43,10 @@ def run(seed, tied, peak):
     above, spreads = [], {kind: [] for kind in kinds}
     for step in range(0, STEPS + 1, EVERY):
         if step:
-            train(
-                model,
-                lambda: get_batch(text, training.BATCH, training.WINDOW, draw, starts),
-                optimizer,
-                lambda s: cosine_schedule(
-                    s, peak=peak, warmup=training.WARMUP, total=TOTAL, minimum=peak / 50
-                ),
-                range(step - EVERY, step),
-                max_norm=1.0,
-            )
+            fit(
+                model, optimizer, text, draw, range(step - EVERY, step),
+                batch=training.BATCH, peak=peak, warmup=training.WARMUP, total=TOTAL,
+            )  # fmt: skip
         above.append((test.losses(model) - test.perfect)[here].mean().item())
         for kind, ids in kinds.items():
             spreads[kind].append(round(spread(model.embedding.weight.detach(), ids), 4))

@@ -18,13 +18,14 @@ import time
 
 import torch
 
+from experiments._gpt import fit
 from experiments._record import record
 from solutions.decoding import JsonConstraint, sample, temperature
 from solutions.gpt import GPT, GPTConfig, next_logits, save
 from solutions.json_grammar import JSON, schema_rules
 from solutions.records import CHECKPOINT, SCHEMA, corpus, is_record, tokenizer_of, trained
 from solutions.tokens import train_bpe
-from solutions.training import AdamW, cosine_schedule, get_batch, train
+from solutions.training import AdamW
 
 SEEDS = [0, 1, 2]
 VOCAB, WINDOW, BATCH, STEPS, WARMUP = 512, 144, 16, 1000, 50
@@ -41,21 +42,17 @@ def learn(seed):
     tokenizer = tokenizer_of(merges)
     end = len(tokenizer) - 1
     ids = torch.tensor([end, *tokenizer.encode(text, special=True)])
-    starts = (ids == end).nonzero().flatten()
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = GPT(GPTConfig(len(tokenizer), WINDOW, **SIZES))
-    history = train(
-        model,
-        lambda: get_batch(ids, BATCH, WINDOW, draw, starts),
-        AdamW(model.parameters(), betas=(0.9, 0.99)),
-        lambda s: cosine_schedule(s, peak=PEAK, warmup=WARMUP, total=STEPS, minimum=PEAK / 50),
-        range(STEPS),
-        max_norm=1.0,
-    )
+    optimizer = AdamW(model.parameters(), betas=(0.9, 0.99))
+    losses = fit(
+        model, optimizer, ids, draw, range(STEPS),
+        batch=BATCH, peak=PEAK, warmup=WARMUP, total=STEPS, boundary=end,
+    )  # fmt: skip
     if seed == SEEDS[0]:
         save(model, CHECKPOINT, merges=merges, seed=seed)
-    return model.eval(), tokenizer, sum(history["loss"][-50:]) / 50
+    return model.eval(), tokenizer, sum(losses[-50:]) / 50
 
 
 def judge(data):

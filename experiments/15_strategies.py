@@ -13,6 +13,7 @@ from collections import Counter
 
 import torch
 
+from experiments._gpt import fit
 from experiments._record import record
 from solutions.decoding import (
     beam_search,
@@ -27,7 +28,7 @@ from solutions.decoding import (
 )
 from solutions.gpt import GPT, GPTConfig, next_logits
 from solutions.stories import Stories
-from solutions.training import AdamW, cosine_schedule, get_batch, train
+from solutions.training import AdamW
 
 SEEDS = [0, 1, 2]
 LANGUAGE = {"names": 8, "things": 10, "places": 6, "colours": 4}
@@ -59,18 +60,14 @@ def learn(language, seed, steps):
     """A model of the language."""
     draw = torch.Generator().manual_seed(seed)
     text = language.stream(TEXT, draw)
-    starts = (text == 0).nonzero().flatten()
     torch.manual_seed(seed)
     model = GPT(GPTConfig(len(language), WINDOW, **SIZES))
-    history = train(
-        model,
-        lambda: get_batch(text, BATCH, WINDOW, draw, starts),
-        AdamW(model.parameters(), betas=(0.9, 0.99)),
-        lambda s: cosine_schedule(s, peak=PEAK, warmup=WARMUP, total=steps, minimum=PEAK / 50),
-        range(steps),
-        max_norm=1.0,
-    )
-    return model.eval(), sum(history["loss"][-20:]) / 20
+    optimizer = AdamW(model.parameters(), betas=(0.9, 0.99))
+    losses = fit(
+        model, optimizer, text, draw, range(steps),
+        batch=BATCH, peak=PEAK, warmup=WARMUP, total=steps,
+    )  # fmt: skip
+    return model.eval(), sum(losses[-20:]) / 20
 
 
 def stories(model, change, draw):
