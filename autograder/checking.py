@@ -801,19 +801,21 @@ class Exercise:
         passed = [i for i, group in enumerate(result.groups) if group.passed]
         matches: dict[int, list[Mistake]] = {i: [] for i in failed}
         everywhere: dict[str, int] = {}
+
+        def alike(subject: Local, i: int) -> _Run | None:
+            found = runs[i].transcript
+            run = self._run(self.groups[i], subject, seed, graded, found)
+            return run if _alike(run.transcript, found) else None
+
         for mistake in self.mistakes:
             subject = Local(mistake.answer)
-            explains = False
-            for i in [*failed, *passed]:
-                if i in passed and not explains:
-                    break  # most mistakes are not the one, and need not be looked at further
-                against = runs[i].transcript
-                run = self._run(self.groups[i], subject, seed, graded, against)
-                if _alike(run.transcript, against):
-                    everywhere[mistake.name] = everywhere.get(mistake.name, 0) + 1
-                    if i in failed and run.failures:
-                        matches[i].append(mistake)
-                        explains = True
+            explained = [i for i in failed if (run := alike(subject, i)) and run.failures]
+            if not explained:
+                continue  # most are not the one, and the other groups need not be run
+            agreeing = sum(alike(subject, i) is not None for i in passed)
+            everywhere[mistake.name] = len(explained) + agreeing
+            for i in explained:
+                matches[i].append(mistake)
         for i, candidates in matches.items():
             if candidates:
                 best = max(candidates, key=lambda m: everywhere[m.name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ BLOCK = (
             "multi_head_attention.merge_heads",
         ),
     ),
-    Box("each token by itself", ("feed_forward.FeedForward", "feed_forward.gelu")),
+    Box("each token by itself", ("feed_forward.FeedForward",)),
     Box("both added to the residual stream", ("residuals_and_norms.residual",)),
     Box("the block, and how it starts", ("gpt.Block", "residuals_and_norms.init_scale")),
 )
@@ -101,11 +101,7 @@ def draw(parts: Sequence[Part], path: Path) -> None:
         _model(axes, known)
         axes.text(0.3, height - 1.3, "The GPT, from the text up", fontsize=11, color=INK)
         _chapters(axes, chapters, height - 1.3)
-        about = {
-            "Title": f"Your transformer: {yours} of {len(parts)} parts are yours",
-            "Date": None,
-        }
-        figure.savefig(path, format="svg", metadata=about)
+        figure.savefig(path, format="svg", metadata={"Title": title, "Date": None})
 
 
 def _model(axes: Axes, known: dict[str, Part]) -> None:
@@ -188,6 +184,6 @@ def _chip(axes: Axes, x: float, y: float, name: str, yours: bool) -> None:
     text.set(fontsize=8.5, family="monospace", color="white" if yours else INK)
 
 
-def placed() -> Iterable[str]:
+def placed() -> list[str]:
     """The symbols that have a place in the model."""
     return [symbol for box in (*BEFORE, *BLOCK, *AFTER) for symbol in box.symbols]

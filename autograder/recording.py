@@ -142,7 +142,7 @@ def _make_tables(url: str) -> None:
     nbgrader would start a program only to learn its own version of the tables: two seconds.
     """
     engine = create_engine(url)
-    with contextlib.closing(engine.connect()) as connection, connection.begin():
+    with engine.begin() as connection:
         if not inspect(connection).get_table_names():
             config = alembic.config.Config()
             config.set_main_option("script_location", ALEMBIC_DIR)

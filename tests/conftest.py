@@ -10,17 +10,6 @@ from autograder import building
 from autograder.classroom import Classroom
 from tests.toy import TEXT, make_chapter
 
-#: Files whose tests share nothing that is slow to make.
-SEPARATE = ("test_checks", "test_mutants", "test_notebooks")
-
-
-def pytest_collection_modifyitems(config, items):
-    """On several cores at once, the tests of a file stay together, with what they share."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.path.stem not in SEPARATE:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
 
 @pytest.fixture(scope="session")
 def root() -> Path:

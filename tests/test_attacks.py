@@ -512,7 +512,7 @@ def test_other_sessions_are_not_in_sight(session, warm):
         # A copy of the course, or a Python, that lies in /tmp itself is seen there.
         shown = {p.parts[2] for p in map(Path, (ROOT, sys.prefix)) if p.parts[:2] == ("/", "tmp")}
         text = f"import os\nprint({{*os.listdir('/tmp')}} - {shown}, os.getpid() < 10)"
-        assert attack(other, text.replace("set()", "{*()}")) == "set() True"
+        assert attack(other, text) == "set() True"
 
 
 def test_there_is_no_network(session):

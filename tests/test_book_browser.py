@@ -191,15 +191,20 @@ def test_search_finds_a_chapter(visit, site):
     page.locator("#search-results a", has_text="Glossary").first.wait_for()
 
 
-def test_a_slider_follows_the_arrow_keys(visit, site, book_html):
-    sliders = [
+def pages_with(book_html, attribute):
+    """The pages that have something to play with."""
+    pages = [
         path
         for path in sorted(book_html.glob("book/*.html"))
-        if "data-slider=" in path.read_text(encoding="utf-8")
+        if f"{attribute}=" in path.read_text(encoding="utf-8")
     ]
-    assert sliders, "no page has a slider"
+    assert pages, f"no page has {attribute}"
+    return pages
+
+
+def test_a_slider_follows_the_arrow_keys(visit, site, book_html):
     page = visit()
-    for path in sliders:
+    for path in pages_with(book_html, "data-slider"):
         page.goto(f"{site}/book/{path.name}")
         box = page.locator(".figure-slider").first
         control, shown = box.locator("input"), box.locator("svg > g.frame:not([display])")
@@ -218,14 +223,8 @@ def test_a_slider_follows_the_arrow_keys(visit, site, book_html):
 
 
 def test_a_sampler_draws_what_its_sliders_say(visit, site, book_html):
-    paths = [
-        path
-        for path in sorted(book_html.glob("book/*.html"))
-        if "data-sampler=" in path.read_text(encoding="utf-8")
-    ]
-    assert paths, "no page has a sampler"
     page = visit()
-    for path in paths:
+    for path in pages_with(book_html, "data-sampler"):
         page.goto(f"{site}/book/{path.name}")
         box = page.locator(".figure-sampler").first
         logits = torch.tensor(json.loads(box.get_attribute("data-sampler"))["logits"]).double()

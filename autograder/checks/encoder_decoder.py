@@ -149,15 +149,8 @@ def _(t: Trial):
     m.same_gradients(t.randn(2, 5, 6, dtype=torch.float64), causal_mask(5))
 
 
-class _Encoder(reference.EncoderLayer):
-    """The reference with joints, where the wrong layers bend."""
-
-    def forward(self, x, mask=None):
-        x = self.block(x, lambda y: self.attended(y, mask), self.norm1)
-        return self.block(x, self.thought, self.norm2)
-
-    def attended(self, y, mask):
-        return self.dropped(self.self_attention(y, mask=mask)[0])
+class _Joints:
+    """What the layers with joints have in common."""
 
     def thought(self, y):
         return self.dropped(self.feed_forward(y))
@@ -167,6 +160,17 @@ class _Encoder(reference.EncoderLayer):
 
     def block(self, x, sublayer, norm):
         return residual(x, sublayer, norm, self.norm_first)
+
+
+class _Encoder(_Joints, reference.EncoderLayer):
+    """The reference with joints, where the wrong layers bend."""
+
+    def forward(self, x, mask=None):
+        x = self.block(x, lambda y: self.attended(y, mask), self.norm1)
+        return self.block(x, self.thought, self.norm2)
+
+    def attended(self, y, mask):
+        return self.dropped(self.self_attention(y, mask=mask)[0])
 
 
 @EncoderLayer.mistake("You have the two orders the wrong way round: `norm_first=True` is pre-norm.")
@@ -786,7 +790,7 @@ def _(t: Trial):
     m.same_gradients(x, memory, causal_mask(4), mask_of(t, 2, 1, 4, 5))
 
 
-class _Decoder(reference.DecoderLayer):
+class _Decoder(_Joints, reference.DecoderLayer):
     """The reference with joints."""
 
     def forward(self, x, memory, mask=None, memory_mask=None):
@@ -801,15 +805,6 @@ class _Decoder(reference.DecoderLayer):
     def asked(self, y, memory, mask, memory_mask):
         output, self.weights = self.cross_attention(y, memory, memory_mask)
         return self.dropped(output)
-
-    def thought(self, y):
-        return self.dropped(self.feed_forward(y))
-
-    def dropped(self, y):
-        return self.dropout(y)
-
-    def block(self, x, sublayer, norm):
-        return residual(x, sublayer, norm, self.norm_first)
 
 
 @DecoderLayer.mistake("You have the two orders the wrong way round: `norm_first=True` is pre-norm.")
