@@ -92,6 +92,8 @@ def test_a_wrong_answer_is_explained_and_a_right_one_earns_every_point(browser, 
             has=lab.locator("h1", has_text=f"{way.chapter[:2]} ·")
         )
         notebook.wait_for()
+        # JupyterLab loses what is run before the kernel is there.
+        notebook.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
 
         run(page, notebook.locator(".jp-CodeCell").first)  # the imports
         stub = cell(lab, notebook, f"def {way.exercise}(")
