@@ -768,6 +768,16 @@ class Exercise:
         self._diagnose(result, runs, seed, graded)
         return result
 
+    def is_solved_by(
+        self, subject: Local, *, seed: int | None = None, graded: bool = False
+    ) -> bool:
+        """Whether a subject passes every group; one that does not is not explained.
+
+        Args:
+            subject, seed, graded: as for `check`.
+        """
+        return not any(self._run(g, subject, seed, graded).failures for g in self.groups)
+
     def _run(
         self,
         group: Group,

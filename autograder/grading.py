@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nbformat
+from nbformat import NotebookNode
 from nbgrader.api import Gradebook
 from nbgrader.utils import is_grade, parse_utc
 from rich.console import Console
@@ -193,14 +193,14 @@ class _Batch:
         # What nbgrader's own commands would grade, should somebody use them.
         unrun = {"outputs": [], "execution_count": None}
         cells = [{**c, **unrun} if c.cell_type == "code" else c for c in outcome.notebook.cells]
-        bare = nbformat.from_dict({**outcome.notebook, "cells": cells})
-        recording.write(room.collected(chapter, student), nbformat.writes(bare))
+        bare = {**outcome.notebook, "cells": cells}
+        recording.write_notebook(room.collected(chapter, student), bare)
         stamp = room.collected(chapter, student).parent / "timestamp.txt"
         stamp.unlink(missing_ok=True)
         if timestamp := task.about["timestamp"]:
             stamp.write_text(timestamp)
         marks = self.recorder.record(chapter, student, outcome.notebook, timestamp)
-        recording.write(room.autograded(chapter, student), nbformat.writes(outcome.notebook))
+        recording.write_notebook(room.autograded(chapter, student), outcome.notebook)
         return marks
 
     def finish(self, done: Done) -> Graded:
@@ -220,7 +220,7 @@ class _Batch:
 
 
 def _results(notebook, chapter: Chapter) -> dict[str, Result | None]:
-    checks = nbformat.v4.new_notebook(cells=[c for c in notebook.cells if is_grade(c)])
+    checks = NotebookNode(cells=[c for c in notebook.cells if is_grade(c)])
     return running.results(checks, chapter)
 
 

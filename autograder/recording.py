@@ -23,13 +23,23 @@ import nbformat
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from nbformat import NotebookNode
-from nbgrader.api import Base, Gradebook, MissingEntry, Student
+from nbgrader.api import (
+    Base,
+    BaseCell,
+    Comment,
+    Grade,
+    Gradebook,
+    MissingEntry,
+    Student,
+    SubmittedNotebook,
+)
 from nbgrader.dbutil import ALEMBIC_DIR
 from nbgrader.plugins import CsvExportPlugin
 from nbgrader.preprocessors import AssignLatePenalties
 from nbgrader.utils import compute_checksum, determine_grade, is_grade, is_solution
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import joinedload
 
 from autograder.checking import Chapter
 from autograder.classroom import PRIVATE, Classroom
@@ -101,6 +111,11 @@ def write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def write_notebook(path: Path, notebook: NotebookNode) -> None:
+    """Write a notebook: on one line, since laying it out would take as long as grading it."""
+    write(path, json.dumps(notebook, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 # ----------------------------------------------------------------------------- gradebook
@@ -202,12 +217,12 @@ class Recorder:
             for c in (notebook.cells if notebook else ())
             if is_grade(c) or is_solution(c)
         }
-        for grade in kept.grades:
+        for grade in _with_cells(self.book, Grade, kept):
             # No points unless a check gives them, so that no earlier run's can be left over.
             auto = determine_grade(cells[grade.name])[0] if grade.name in cells else 0.0
             grade.auto_score = auto
             grade.needs_manual_grade = auto is None or grade.manual_score is not None
-        for comment in kept.comments:
+        for comment in _with_cells(self.book, Comment, kept):
             cell = cells.get(comment.name)
             untouched = cell and cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
             comment.auto_comment = "No response." if untouched else None
@@ -222,13 +237,21 @@ class Recorder:
         return marks(self.book, chapter, student)
 
 
+def _with_cells(book: Gradebook, kind: type, notebook: SubmittedNotebook) -> list[Any]:
+    """The grades or comments of a submitted notebook, with the cells that they are for, at once."""
+    query = book.db.query(kind).options(joinedload(kind.cell))
+    return query.filter(kind.notebook_id == notebook.id).all()
+
+
 def marks(book: Gradebook, chapter: Chapter, student: str) -> dict[str, Any]:
     """What the gradebook holds of a submission, as plain data."""
     kept = book.find_submission_notebook(chapter.name, chapter.slug, student)
     penalty = kept.late_submission_penalty or 0.0
+    grades = book.db.query(BaseCell.name, Grade.score, Grade.max_score).join(Grade.cell)
+    comments = book.db.query(BaseCell.name, Comment.comment).join(Comment.cell)
     return {
-        "grades": {g.name: [g.score, g.max_score] for g in kept.grades},
-        "comments": {c.name: c.comment for c in kept.comments},
+        "grades": {n: [s, most] for n, s, most in grades.filter(Grade.notebook_id == kept.id)},
+        "comments": dict(comments.filter(Comment.notebook_id == kept.id).tuples()),
         "score": kept.score - penalty,
         "max_score": kept.max_score,
         "late_penalty": penalty,

@@ -201,11 +201,14 @@ class Box:
             self._handle = None
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             stream.close()
-        try:
-            self._process.wait(START)
-        except subprocess.TimeoutExpired:
+        # `wait` with a time limit would look, sleep and look again.
+        ended = os.pidfd_open(self._process.pid)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        if not poll.poll(1000 * START):
             self._process.kill()
-            self._process.wait()
+        os.close(ended)
+        self._process.wait()
 
     def user(self) -> int | None:
         """The user to become inside; None where the grader is an ordinary user already."""

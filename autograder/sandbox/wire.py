@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 MARK = b"atd1"
 HEADER = struct.Struct(">4sII")
+READ = 1 << 16  # bytes that are read at a time
 
 DTYPES = frozenset(
     [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -438,6 +439,7 @@ class Wire:
 
     def __init__(self, end: socket.socket, bounds: Bounds = BOUNDS):
         self.end, self.bounds = end, bounds
+        self._come = bytearray()  # and has not been asked for
         end.setblocking(False)
 
     def send(self, frame: bytes, late: Callable[[], float] = lambda: 3600.0) -> None:
@@ -469,14 +471,13 @@ class Wire:
             WireError: what came is no frame, or too large.
         """
         head, body = parse_header(self._exactly(HEADER.size, late), self.bounds)
-        return bytes(self._exactly(head, late)), bytes(self._exactly(body, late))
+        return self._exactly(head, late), self._exactly(body, late)
 
-    def _exactly(self, count: int, late: Callable[[], float]) -> bytearray:
-        # Grown as it comes, so that a length alone claims no memory.
-        got = bytearray()
-        while len(got) < count:
+    def _exactly(self, count: int, late: Callable[[], float]) -> bytes:
+        # Grown as it comes, so that a length alone claims no memory. A small frame comes at once.
+        while len(self._come) < count:
             try:
-                part = self.end.recv(min(count - len(got), 1 << 20))
+                part = self.end.recv(READ)
             except BlockingIOError:
                 self._wait(select.POLLIN, late())
                 continue
@@ -484,12 +485,15 @@ class Wire:
                 raise Closed from None
             if not part:
                 raise Closed
-            got += part
+            self._come += part
+        with memoryview(self._come) as come:
+            got = bytes(come[:count])
+        del self._come[:count]
         return got
 
     def is_quiet(self) -> bool:
         """Whether nothing has come that nobody has asked for."""
-        return not self._wait(select.POLLIN, 0)
+        return not self._come and not self._wait(select.POLLIN, 0)
 
     def _wait(self, event: int, seconds: float) -> bool:
         poll = select.poll()  # unlike select(), it knows no largest file number
