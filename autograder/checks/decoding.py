@@ -564,6 +564,10 @@ def drawn(t: Trial, logits: Tensor, seeds: list[int], shape: tuple[int, ...]) ->
 
 def as_often(t: Trial, ids: Tensor, logits: Tensor) -> None:
     """Require that each token was drawn about as often as its probability says."""
+    t.require(
+        ids.unique().numel() > 1,
+        f"All {len(ids)} rows of one call got the same token, as if one dart were thrown for all",
+    )
     expected = len(ids) * logits.double().softmax(-1)
     counts = torch.bincount(ids, minlength=len(logits)).double()
     off = (counts - expected).abs() / (expected * (1 - expected / len(ids))).sqrt().clamp_min(0.5)
