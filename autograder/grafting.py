@@ -63,8 +63,10 @@ def graft(submitted: bytes | None, release: NotebookNode) -> Graft:
             if chosen[name].text.strip() != cell.source.strip():
                 result.answered.add(name)
             cell.source = chosen[name].text
-        elif submitted is not None:
-            result.oddities.append(f"the cell of {name} is missing")
+    missing = [name for name in solutions if name not in chosen]
+    if cells and missing:  # of a file without any, that has been said
+        of = f"cell of {missing[0]} is" if len(missing) == 1 else f"cells of {_all(missing)} are"
+        result.oddities.append(f"the {of} missing")
     _add_own_cells(result, cells, known, list(chosen.values()))
     for cell in result.notebook.cells:
         if cell.cell_type == "code":
@@ -117,6 +119,10 @@ def _cell(item: Any) -> _Cell | None:
         text,
         grade_id if isinstance(grade_id, str) else "",
     )
+
+
+def _all(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _grade_id(cell: NotebookNode) -> str:

@@ -119,6 +119,14 @@ def test_a_deleted_cell_is_the_stub_again_and_its_check_stays(release):
     assert "the cell of double is missing" in found.oddities
 
 
+def test_what_is_missing_is_said_in_one_line(release):
+    theirs = submission(release)
+    theirs.cells = [c for c in theirs.cells if not c.metadata.get("nbgrader", {}).get("solution")]
+    (line,) = graft(as_bytes(theirs), release).oddities
+    assert line.startswith("the cells of ") and line.endswith(" are missing")
+    assert len(graft(b"{", release).oddities) == 1
+
+
 def test_imports_added_to_a_given_cell_are_kept_as_an_own_cell(release):
     theirs = submission(release)
     given = next(c for c in theirs.cells if c.cell_type == "code")
