@@ -1,5 +1,7 @@
 """What an instructor sees in a real Chromium: formgrader, and nbgrader's Validate button."""
 
+import json
+
 import pytest
 from nbgrader.api import Gradebook
 from rich.console import Console
@@ -8,6 +10,7 @@ from autograder import building, grading
 from autograder.classroom import Classroom
 from autograder.recording import COURSE
 from tests.desk import Server
+from tests.hostile import ATTACKS
 from tests.test_grading import CHAPTER, GOOD, SQUARED, write
 from tests.toy import TEXT
 
@@ -18,7 +21,8 @@ LOAD = 60_000  # milliseconds, for a busy machine
 
 @pytest.fixture(scope="module")
 def class_folder(tmp_path_factory, root):
-    """A graded class of two, in a course of one chapter; beside it a notebook to validate."""
+    """A graded class of three, one of them hostile, in a course of one chapter; beside it a
+    notebook to validate."""
     course = tmp_path_factory.mktemp("course")
     (course / "solutions" / "notebooks").mkdir(parents=True)
     (course / "solutions" / "notebooks" / "90_toy.md").write_text(TEXT)
@@ -30,6 +34,10 @@ def class_folder(tmp_path_factory, root):
             path = folder / "submitted" / student / "90_toy" / "toy.ipynb"
             path.parent.mkdir(parents=True)
             write(released, path, **answers)
+        path = folder / "submitted" / "eve" / "90_toy" / "toy.ipynb"
+        path.parent.mkdir(parents=True)
+        attack = ATTACKS["scripts wherever there is text"]
+        path.write_text(json.dumps(attack.make(json.loads(released.read_text()))))
         exercises = building.notebook_path(course, CHAPTER).parent
         exercises.mkdir(parents=True)
         write(released, exercises / "stub.ipynb")
@@ -62,7 +70,7 @@ def page(server, browser):
 def test_formgrader_lists_the_assignment_and_its_submissions(page):
     row = page.locator("tr", has_text="90_toy")
     row.wait_for()
-    assert row.locator(".num-submissions").inner_text() == "2"
+    assert row.locator(".num-submissions").inner_text() == "3"
     row.locator(".num-submissions a").click()
     ann = page.locator("tr", has=page.locator("td.student-id", has_text="ann"))
     ann.locator("td.score", has_text="7 / 7").wait_for()
@@ -89,6 +97,24 @@ def test_the_gradebook_shows_points_and_a_comment_can_be_entered(page, server, c
     )
     with Gradebook(Classroom(class_folder).db, COURSE) as book:
         assert book.find_comment("double", "toy", "90_toy", "ben").comment.startswith("Twice")
+
+
+def test_a_script_that_was_handed_in_runs_nowhere(page, server, class_folder, browser):
+    with Gradebook(Classroom(class_folder).db, COURSE) as book:
+        eve = book.find_submission_notebook("toy", "90_toy", "eve").id
+    ran = []
+
+    def shows(page, address):
+        page.on("dialog", lambda dialog: (ran.append(dialog.message), dialog.dismiss()))
+        page.goto(address)
+        page.locator("text=alert('cell')").first.wait_for()
+        page.wait_for_load_state("networkidle")
+
+    shows(page, f"{server.origin}/formgrader/submissions/{eve}/")
+    feedback = Classroom(class_folder).feedback(CHAPTER, "eve")
+    with browser.new_context() as context:
+        shows(context.new_page(), feedback.as_uri())
+    assert ran == []
 
 
 @pytest.mark.parametrize(
