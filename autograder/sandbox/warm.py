@@ -29,10 +29,16 @@ MESSAGE = 1 << 16  # bytes of a request
 
 def preloads() -> Iterator[Callable[[], None]]:
     """What to import ahead, in steps: what every session needs first, then what some do."""
-    yield _torch
+    yield _nearly_all_need
     yield _check_helpers
     yield _optimizer
-    yield _figures
+
+
+def _nearly_all_need() -> None:
+    # A session that has to import these itself has them in memory of its own; and the grader is
+    # not ready any earlier.
+    _torch()
+    _figures()
 
 
 def _torch() -> None:
