@@ -64,7 +64,7 @@ def graft(submitted: bytes | None, release: NotebookNode) -> Graft:
                 result.answered.add(name)
             cell.source = chosen[name].text
     missing = [name for name in solutions if name not in chosen]
-    if cells and missing:  # of a file without any, that has been said
+    if missing and (cells or not result.oddities):  # or else it has been said why
         of = f"cell of {missing[0]} is" if len(missing) == 1 else f"cells of {_all(missing)} are"
         result.oddities.append(f"the {of} missing")
     _add_own_cells(result, cells, known, list(chosen.values()))

@@ -124,7 +124,8 @@ def test_what_is_missing_is_said_in_one_line(release):
     theirs.cells = [c for c in theirs.cells if not c.metadata.get("nbgrader", {}).get("solution")]
     (line,) = graft(as_bytes(theirs), release).oddities
     assert line.startswith("the cells of ") and line.endswith(" are missing")
-    assert len(graft(b"{", release).oddities) == 1
+    assert graft(b'{"cells": []}', release).oddities == [line]
+    assert len(graft(b"{", release).oddities) == len(graft(None, release).oddities) == 1
 
 
 def test_imports_added_to_a_given_cell_are_kept_as_an_own_cell(release):

@@ -695,6 +695,12 @@ def test_other_reasons_are_said_in_one_line(monkeypatch, tmp_path):
         assert box.available().startswith(start)
 
 
+def test_a_session_whose_box_does_not_stand_says_why(monkeypatch, warm):
+    monkeypatch.setattr(sessions, "arguments", lambda *given: ["--no-such-option"])
+    with pytest.raises(SandboxError, match="bubblewrap does not run: .*no-such-option"):
+        warm.session()
+
+
 def test_a_cgroup_gets_the_limits_and_the_process(tmp_path):
     """With a plain folder in a cgroup's place: this shows what is written, not that it holds."""
     group = sessions.confine(tmp_path, 4711, Rules(memory=1000, processes=2, threads=8))

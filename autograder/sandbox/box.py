@@ -201,6 +201,8 @@ class Box:
             self._handle = None
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             stream.close()
+        if self._process.poll() is not None:
+            return
         # `wait` with a time limit would look, sleep and look again.
         ended = os.pidfd_open(self._process.pid)
         poll = select.poll()
