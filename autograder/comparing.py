@@ -156,8 +156,9 @@ def _value_words(found, expected, wrong, where):
         headline = f"{_the(where)} holds NaN (not a number)"
         details.append(("NaN in", f"{int(found.isnan().sum())} of {total} elements"))
     elif floating and (found.isinf() != expected.isinf()).any():
-        odd = "is infinite elsewhere than it should be" if expected.isinf().any() else ""
-        headline = f"{_the(where)} {odd or 'holds an infinite value'}"
+        headline = f"{_the(where)} holds an infinite value"
+        if expected.isinf().any():
+            headline = f"{_the(where)} is infinite elsewhere than it should be"
     if total > 1:
         text = f"{count} of {total} elements"
         gap = (found.double() - expected.double()).abs()

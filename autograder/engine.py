@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import torch
 from nbformat import NotebookNode
 
 from autograder import grafting, syntax
@@ -112,7 +111,6 @@ class Engine:
 
     def __enter__(self) -> Engine:
         if self.sandbox:
-            torch.set_num_threads(1)  # there is a process for each core
             self._warm.start()  # it imports while we look
             if problem := box.available():
                 self._warm.close()

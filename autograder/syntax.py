@@ -175,31 +175,19 @@ def globals_of(statement: ast.stmt) -> tuple[set[str], set[str]]:
 
 
 def _uses_in(trees: Iterable[ast.AST], forbidden: tuple[str, ...], module: str) -> list[Use]:
-    trees = list(trees)
-    everything = any(map(_imports_everything, trees))
-    uses = [use for tree in trees for use in _uses_of(tree, forbidden, module, everything)]
-    return sorted(uses, key=lambda use: use.line)
-
-
-@functools.lru_cache(10_000)  # a statement stands behind several exercises
-def _imports_everything(tree: ast.AST) -> bool:
-    return any(
-        alias.name == "*"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    )
-
-
-@functools.lru_cache(10_000)
-def _uses_of(
-    tree: ast.AST, forbidden: tuple[str, ...], module: str, everything: bool
-) -> tuple[Use, ...]:
     operators = {"@": ast.MatMult}
     names = {f.rsplit(".", 1)[-1] for f in forbidden if f not in operators}
     ruled_out = tuple(operators[f] for f in forbidden if f in operators)
     uses: list[Use] = []
-    for node in ast.walk(tree):
+    trees = list(trees)
+    everything = any(
+        alias.name == "*"
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    )
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and node.attr in names:
             uses.append(Use(ast.unparse(node), node.lineno))
         elif isinstance(node, ast.ImportFrom):
@@ -225,7 +213,7 @@ def _uses_of(
                 uses.append(Use(node.func.id, node.lineno))
         elif isinstance(node, ast.Subscript) and NAMESPACE.search(ast.unparse(node.value)):
             uses += _by_literal(node, [node.slice], names, ruled_out)
-    return tuple(uses)
+    return sorted(uses, key=lambda use: use.line)
 
 
 def _within(name: str, module: str) -> bool:
