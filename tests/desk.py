@@ -99,8 +99,6 @@ class Server:
                 found = re.search(r"http://localhost:(\d+)/(\S+[?&]token=(\w+))", line)
                 if found:
                     self.address, self.token = found.group(0), found.group(3)
-                    # What it says later is read too: it would wait once the pipe is full.
-                    threading.Thread(target=self.process.stdout.read, daemon=True).start()
                     return self
         finally:
             stop.cancel()
@@ -110,7 +108,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(timeout=30)
+                self.process.communicate(timeout=30)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait()
+                self.process.communicate()
